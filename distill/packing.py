@@ -1,0 +1,93 @@
+"""Many short rows in one forward pass, with the prompt of both tasks computed once. Pure layout; no model, no loss.
+
+A row has a trunk (what the answer prompt and the rationale prompt share) and one branch a task. Branches attend to the
+trunk and to themselves, never to each other or to another row; positions go on from the end of the trunk. The result
+equals separate padded sequences up to rounding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One task of a row: token ids of prompt and completion (the completion carries the loss)."""
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training row. `rationale` is None when the objective or the teacher gives none."""
+
+    label: Branch
+    rationale: Branch | None
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """Label first, then the rationale if there is one."""
+        return (self.label,) if self.rationale is None else (self.label, self.rationale)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of rows as one sequence of T tokens, with N positions that carry loss.
+
+    Shapes: ids (1, T), positions (1, T), visible (1, 1, T, T) bool; sources (N,) index into T of the hidden state that
+    predicts, targets (N,) the token id, tasks (N,) 0 label or 1 rationale.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    visible: torch.Tensor
+    sources: torch.Tensor
+    targets: torch.Tensor
+    tasks: torch.Tensor
+
+
+def pack(examples: Sequence[Example]) -> Packed:
+    """Lay out `examples` one after the other; see `Packed` for shapes."""
+    ids: list[int] = []
+    positions: list[int] = []
+    rows: list[int] = []
+    branches: list[int] = []  # 0: trunk, 1: label, 2: rationale
+    sources: list[int] = []
+    targets: list[int] = []
+    tasks: list[int] = []
+    for row, example in enumerate(examples):
+        start, trunk = len(ids), trunk_length(example)
+        ids += example.label.prompt[:trunk]
+        positions += range(trunk)
+        for task, branch in enumerate(example.branches):
+            rest = branch.prompt[trunk:]
+            first = len(ids)
+            ids += (*rest, *branch.completion[:-1])  # nothing follows the last token: it is only a target
+            positions += range(trunk, trunk + len(ids) - first)
+            branches += [0] * (start + trunk - len(branches)) + [task + 1] * (len(ids) - first)
+            before = first + len(rest) - 1 if rest else start + trunk - 1
+            sources += [before, *range(first + len(rest), len(ids))]
+            targets += branch.completion
+            tasks += [task] * len(branch.completion)
+        rows += [row] * (len(ids) - start)
+    row_of, branch_of = torch.tensor(rows), torch.tensor(branches)
+    visible = (row_of[:, None] == row_of[None]) & ((branch_of[None] == 0) | (branch_of[:, None] == branch_of[None]))
+    return Packed(
+        ids=torch.tensor([ids]),
+        positions=torch.tensor([positions]),
+        visible=(visible & torch.ones_like(visible).tril())[None, None],
+        sources=torch.tensor(sources),
+        targets=torch.tensor(targets),
+        tasks=torch.tensor(tasks),
+    )
+
+
+def trunk_length(example: Example) -> int:
+    """How many leading prompt tokens all branches share; the whole prompt when there is one branch."""
+    prompts = [branch.prompt for branch in example.branches]
+    length = 0
+    while all(length < len(p) and p[length] == prompts[0][length] for p in prompts):
+        length += 1
+    return length

@@ -1,0 +1,92 @@
+"""Bundle: what export leaves and a device loads. Knows the folder's layout and its hashes; loads no model.
+
+Layout (a Hugging Face hub repository at its root):
+    bundle.json               the manifest, written last
+    README.md                 model card
+    config.json, generation_config.json, genai_config.json, tokenizer files
+    task.json                 what is asked and how it is answered
+    golden.jsonl              inputs with the answers of the trained weights: text, label, probabilities
+    onnx/model_q4.onnx        one artifact
+    gguf/model-q4_0.gguf      the other, from the same grid
+    reference/                test rows, the teacher's answers and the predictions made with torch
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgestill.runtime import manifest
+from edgestill.runtime.errors import EdgestillError
+from edgestill.runtime.task import Task
+
+MANIFEST_NAME = "bundle.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One model file of the bundle. `path` is relative to the bundle; `engine` is what the runtime loads it with."""
+
+    engine: str
+    path: str
+    quantization: str
+    accuracy_level: int | None
+    bytes: int
+    bits_per_weight: float
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The manifest `bundle.json`.
+
+    `files` maps each relative path to its SHA-256; `chain` holds the hashes of the recipe and of every parent
+    manifest; `parity` holds what the gates measured at build time.
+    """
+
+    name: str
+    created: str
+    license_note: str
+    base: dict[str, Any]
+    teacher: dict[str, Any]
+    artifacts: tuple[Artifact, ...]
+    files: dict[str, str]
+    chain: dict[str, str]
+    versions: dict[str, str]
+    parity: dict[str, Any]
+    rows: dict[str, int]
+    context_tokens: int
+    parameters: int
+    schema: str = "edgestill-bundle/1"
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read `bundle.json`.
+
+    Raises:
+        EdgestillError: the folder is missing or is no whole bundle.
+    """
+    if not folder.is_dir():
+        raise EdgestillError(f"no folder {folder}", "name a bundle, such as runs/NAME/bundle")
+    if not (folder / MANIFEST_NAME).exists():
+        nested = folder / "bundle"
+        hint = f"did you mean {nested}?" if (nested / MANIFEST_NAME).exists() else "type: edgestill build RECIPE"
+        raise EdgestillError(f"{folder} has no {MANIFEST_NAME}: it is not a whole bundle", hint)
+    return manifest.load(Bundle, folder / MANIFEST_NAME)
+
+
+def load_task(folder: Path) -> Task:
+    """Read `task.json` of a bundle or of a student run."""
+    return manifest.load(Task, folder / "task.json")
+
+
+def changed_files(folder: Path, bundle: Bundle) -> list[str]:
+    """One line for every file whose bytes are not what the manifest says, and for every missing or foreign one."""
+    problems = []
+    for name, sha256 in bundle.files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif manifest.sha256_file(path) != sha256:
+            problems.append(f"{name} was changed: its sha256 is not the one in {MANIFEST_NAME}")
+    known = {*bundle.files, MANIFEST_NAME}
+    present = (p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file())
+    return problems + [f"{name} is not listed in {MANIFEST_NAME}" for name in present if name not in known]

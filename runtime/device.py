@@ -1,0 +1,88 @@
+"""Which machine this is: processor, instruction sets, cores, memory, versions. Reads files only; measures nothing."""
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+# What decides which integer kernels an int4 model runs on: results differ between them.
+ISA_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve", "bf16")
+REPORTED_PACKAGES = ("edgestill", "numpy", "onnxruntime", "tokenizers", "llama-cpp-python")
+
+
+@dataclass(frozen=True)
+class Device:
+    """One machine. Unknown values are None, never 0."""
+
+    cpu_model: str | None
+    machine: str
+    isa: tuple[str, ...]
+    cores_usable: int
+    ram_bytes: int | None
+    governor: str | None
+    os: str
+    python: str
+    packages: dict[str, str]
+
+
+def describe_device(root: Path = Path("/")) -> Device:
+    """Read /proc and /sys below `root` (another folder in tests)."""
+    info = _read(root / "proc/cpuinfo")
+    return Device(
+        cpu_model=_field(info, ("model name", "Model", "Hardware")),
+        machine=platform.machine(),
+        isa=tuple(flag for flag in ISA_FLAGS if flag in _field_set(info)),
+        cores_usable=usable_cores(),
+        ram_bytes=_ram_bytes(_read(root / "proc/meminfo")),
+        governor=_read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
+        os=platform.platform(),
+        python=platform.python_version(),
+        packages=package_versions(REPORTED_PACKAGES),
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, at least 1: the affinity mask, not the machine's core count."""
+    try:
+        return max(1, len(os.sched_getaffinity(0)))
+    except AttributeError:  # not on every system
+        return max(1, os.cpu_count() or 1)
+
+
+def package_versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Installed versions by distribution name; a package that is absent is left out."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _field(cpuinfo: str, names: tuple[str, ...]) -> str | None:
+    for name in names:
+        for line in cpuinfo.splitlines():
+            key, colon, value = line.partition(":")
+            if colon and key.strip() == name and value.strip():
+                return value.strip()
+    return None
+
+
+def _field_set(cpuinfo: str) -> set[str]:
+    return set((_field(cpuinfo, ("flags", "Features")) or "").split())
+
+
+def _ram_bytes(meminfo: str) -> int | None:
+    for line in meminfo.splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return None

@@ -1,0 +1,98 @@
+"""Accuracy, macro-F1, agreement, their 95 % intervals and paired tests. numpy only; no file, no model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+Z_95 = 1.959963984540054
+RESAMPLES = 10_000
+# Fewest samples with a distribution-free 95 % upper bound for the quantile: 1 - q**n >= 0.95.
+MIN_SAMPLES_P50, MIN_SAMPLES_P90, MIN_SAMPLES_P99 = 5, 29, 299
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval, both in the value's own unit."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two systems on the same rows.
+
+    `difference` is accuracy of A minus accuracy of B; `only_a`, `only_b` count rows that one of them alone has right;
+    `p_value` is McNemar's exact two-sided test.
+    """
+
+    difference: Estimate
+    only_a: int
+    only_b: int
+    p_value: float
+
+
+def wilson(successes: int, n: int) -> Estimate | None:
+    """A proportion with Wilson's score interval (Wilson 1927); None for n = 0."""
+    if n == 0:
+        return None
+    p = successes / n
+    centre = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
+    half = Z_95 / (1 + Z_95**2 / n) * sqrt(p * (1 - p) / n + Z_95**2 / (4 * n**2))
+    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def macro_f1(truth: Sequence[str], predicted: Sequence[str], seed: int = 0) -> Estimate | None:
+    """Mean F1 over the labels that occur in truth or prediction, with a bootstrap percentile interval over rows.
+
+    None without rows. A resample is scored over the labels that occur in it, as the value itself is.
+    """
+    if not truth:
+        return None
+    names = sorted({*truth, *predicted})
+    index = {name: i for i, name in enumerate(names)}
+    t = np.array([index[x] for x in truth])
+    p = np.array([index[x] for x in predicted])
+    rng = np.random.default_rng(seed)
+    draws = [_macro_f1(t[rows], p[rows], len(names)) for rows in rng.integers(0, len(t), (RESAMPLES // 10, len(t)))]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(_macro_f1(t, p, len(names)), float(low), float(high))
+
+
+def _macro_f1(truth: NDArray[np.int64], predicted: NDArray[np.int64], n_labels: int) -> float:
+    hits = np.bincount(truth[truth == predicted], minlength=n_labels)
+    total = np.bincount(truth, minlength=n_labels) + np.bincount(predicted, minlength=n_labels)
+    return float((2 * hits[total > 0] / total[total > 0]).mean())
+
+
+def paired_test(right_a: Sequence[bool], right_b: Sequence[bool], seed: int = 0) -> PairedTest:
+    """Compare two systems on the same rows: McNemar's exact test and a paired bootstrap of the difference.
+
+    Args:
+        right_a: whether A had row i right; same order and length N as `right_b`, N >= 1.
+        right_b: the same for B.
+        seed: of the bootstrap (10,000 resamples, percentile interval).
+    """
+    a, b = np.array(right_a, bool), np.array(right_b, bool)
+    delta = a.astype(np.int64) - b
+    rng = np.random.default_rng(seed)
+    draws = delta[rng.integers(0, len(delta), (RESAMPLES, len(delta)))].mean(1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    estimate = Estimate(float(delta.mean()), float(low), float(high))
+    return PairedTest(estimate, only_a, only_b, mcnemar_exact(only_a, only_b))
+
+
+def mcnemar_exact(only_a: int, only_b: int) -> float:
+    """Two-sided exact binomial p-value of the discordant pairs (McNemar 1947); 1.0 without any."""
+    n, k = only_a + only_b, min(only_a, only_b)
+    return min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n)
+
+
+def quantile(samples: Sequence[float], q: float, min_samples: int) -> float | None:
+    """The q-quantile, or None when there are fewer than `min_samples` samples to say it from."""
+    return float(np.quantile(np.asarray(samples, float), q)) if len(samples) >= min_samples else None

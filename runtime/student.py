@@ -1,0 +1,185 @@
+"""load(path) -> Student: the one API over both engines. No torch, no network, nothing written."""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgestill.runtime import decode, manifest
+from edgestill.runtime.bundle import Artifact, Bundle, load_bundle, load_task
+from edgestill.runtime.device import usable_cores
+from edgestill.runtime.errors import EdgestillError, UsageError
+from edgestill.runtime.gguf_session import GgufSession
+from edgestill.runtime.onnx_session import OnnxSession
+from edgestill.runtime.session import Session
+from edgestill.runtime.task import Task, load_tokenizer
+
+ENGINES = {"onnx": OnnxSession, "gguf": GgufSession}
+DEFAULT_ENGINE = "onnx"
+DEFAULT_MAX_TOKENS = 1024
+
+Fields = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer.
+
+    `probabilities` sum to 1 over the labels asked about; `latency_ms` is wall time from text in to answer out,
+    tokenization included.
+    """
+
+    label: str
+    probabilities: dict[str, float]
+    latency_ms: float
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """How this device's answers differ from those of the trained weights, over the bundle's golden rows."""
+
+    rows: int
+    labels_changed: int
+    max_probability_difference: float
+
+
+class Student:
+    """A loaded bundle. Safe to call from several threads: one lock, one request at a time."""
+
+    def __init__(self, folder: Path, bundle: Bundle, task: Task, artifact: Artifact, session: Session) -> None:
+        """Use `load` instead."""
+        self.folder = folder
+        self.bundle = bundle
+        self.task = task
+        self.artifact = artifact
+        self._session = session
+        self._tokenizer = load_tokenizer(folder)
+        self._lock = threading.Lock()
+
+    def predict(self, fields: Fields, labels: Sequence[str] | None = None) -> Prediction:
+        """Label one text: all probabilities from one position of one forward pass.
+
+        Args:
+            fields: the text, or the template's fields by name.
+            labels: other labels than the task's; they are scored as words, through the label trie.
+
+        Raises:
+            EdgestillError: an empty text, a missing field, or a text longer than a task that refuses long ones takes.
+        """
+        start = time.perf_counter()
+        ids = self.task.encode(self._tokenizer, self.task.fill(fields))
+        with self._lock:
+            if labels is None:
+                names: Sequence[str] = self.task.label_names
+                token_ids = [label.token_id for label in self.task.labels]
+                chances = decode.label_probabilities(self._session.logits(ids), token_ids)
+            else:
+                names = _distinct(labels)
+                chances = decode.trie_probabilities(self._session, ids, [self._answer_ids(name) for name in names])
+        best = names[int(np.argmax(chances))]
+        probabilities = {name: float(p) for name, p in zip(names, chances, strict=True)}
+        return Prediction(best, probabilities, (time.perf_counter() - start) * 1e3, len(ids))
+
+    def predict_many(self, rows: Iterable[Fields]) -> Iterator[Prediction]:
+        """`predict` for each row, in order, lazily."""
+        return (self.predict(row) for row in rows)
+
+    def explain(self, fields: Fields, max_new_tokens: int = 64) -> str:
+        """The reason the student gives, generated on request only; `predict` never pays for it.
+
+        Raises:
+            EdgestillError: the student was trained without rationales.
+        """
+        if self.task.rationale_suffix is None:
+            raise EdgestillError("this student was trained without rationales", "set task.rationale: true and train again")
+        ids = self.task.encode(self._tokenizer, self.task.fill(fields), self.task.rationale_suffix)
+        return "".join(self._generate(ids, max_new_tokens)).strip()
+
+    def generate(self, prompt: str, max_new_tokens: int = 64) -> str:
+        """Greedy text after `prompt`, which is used as it is; stops at the end-of-sequence token."""
+        return "".join(self.stream(prompt, max_new_tokens))
+
+    def stream(self, prompt: str, max_new_tokens: int = 64) -> Iterator[str]:
+        """`generate`, piece by piece. Other requests wait until the stream is exhausted or closed."""
+        return self._generate(self._tokenizer.encode(prompt, add_special_tokens=False).ids, max_new_tokens)
+
+    def score(self, prompt: str, continuations: Sequence[str]) -> list[float]:
+        """Log-probability in nats of each continuation after `prompt`, summed over its tokens, not normalised."""
+        encode = self._tokenizer.encode
+        ids = encode(prompt, add_special_tokens=False).ids
+        with self._lock:
+            rest = [encode(text, add_special_tokens=False).ids for text in continuations]
+            return decode.continuation_logprobs(self._session, ids, rest)
+
+    def selfcheck(self) -> SelfCheck:
+        """Answer the bundle's golden rows on this device and compare with the trained weights' answers."""
+        changed, worst, rows = 0, 0.0, 0
+        for row in manifest.read_jsonl(self.folder / "golden.jsonl"):
+            found = self.predict(row["text"])
+            rows += 1
+            changed += found.label != row["label"]
+            worst = max(worst, *(abs(found.probabilities[k] - v) for k, v in row["probabilities"].items()))
+        return SelfCheck(rows, changed, worst)
+
+    def info(self) -> dict[str, Any]:
+        """What is loaded: name, engine, file, bytes, quantization, labels, base, limits."""
+        return {
+            "name": self.bundle.name,
+            "engine": self.artifact.engine,
+            "artifact": self.artifact.path,
+            "bytes": self.artifact.bytes,
+            "quantization": self.artifact.quantization,
+            "labels": self.task.label_names,
+            "base": self.bundle.base["spec"],
+            "max_tokens": self._session.max_tokens,
+        }
+
+    def _answer_ids(self, name: str) -> list[int]:
+        return [*self._tokenizer.encode(" " + name, add_special_tokens=False).ids, self.task.eos_token_id]
+
+    def _generate(self, ids: list[int], max_new_tokens: int) -> Iterator[str]:
+        with self._lock:
+            tokens = decode.greedy(self._session, ids, [self.task.eos_token_id], max_new_tokens)
+            yield from decode.text_pieces(tokens, self._tokenizer)
+
+
+def load(
+    path: str | Path, engine: str | None = None, threads: int | None = None, max_tokens: int = DEFAULT_MAX_TOKENS
+) -> Student:
+    """Load a bundle for use on this machine.
+
+    Args:
+        path: folder of a bundle.
+        engine: "onnx" or "gguf"; default ONNX when the bundle has it.
+        threads: default: the cores this process may run on.
+        max_tokens: longest prompt plus answer, in tokens; at most the model's own context.
+
+    Raises:
+        EdgestillError: no whole bundle there, an engine the bundle has no file for, or a file that does not open.
+    """
+    folder = Path(path)
+    bundle = load_bundle(folder)
+    artifact = _choose(bundle, engine)
+    limit = min(max_tokens, bundle.context_tokens)
+    session = ENGINES[artifact.engine](folder / artifact.path, threads or usable_cores(), limit)
+    return Student(folder, bundle, load_task(folder), artifact, session)
+
+
+def _choose(bundle: Bundle, engine: str | None) -> Artifact:
+    by_engine = {artifact.engine: artifact for artifact in bundle.artifacts}
+    if engine is None:
+        return by_engine.get(DEFAULT_ENGINE) or bundle.artifacts[0]
+    if engine not in by_engine:
+        raise UsageError(f"engine {engine!r} is not in this bundle, it has {sorted(by_engine)}", "choose one of those")
+    return by_engine[engine]
+
+
+def _distinct(labels: Sequence[str]) -> Sequence[str]:
+    if not labels or len(set(labels)) != len(labels) or not all(label.strip() for label in labels):
+        raise EdgestillError(f"labels {list(labels)!r}: wanted at least one, all different, none empty")
+    return labels

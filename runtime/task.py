@@ -1,0 +1,160 @@
+"""What is asked and how it is answered: the one renderer that training, export gates and the device all use.
+
+A prompt is the text plus a short suffix; there is no system turn and no label list, because the student has learnt both.
+Does not run a model and does not know which engine will.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgestill.runtime.errors import EdgestillError
+
+ANSWER_SUFFIX = "\nAnswer:"
+RATIONALE_SUFFIX = "\nReason:"
+CUTS = ("cut_tail", "cut_head", "refuse")
+
+
+@dataclass(frozen=True)
+class Label:
+    """One allowed answer.
+
+    `token_id` is the vocabulary id whose logit at the answer position stands for the label: the first token of the
+    name (`answer: path`) or a token of its own (`answer: token`). `completion` is what the student is trained to write.
+    """
+
+    name: str
+    description: str
+    token_id: int
+    completion: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A finished classification task, as `task.json` in the bundle holds it."""
+
+    kind: str
+    instruction: str
+    labels: tuple[Label, ...]
+    text: str
+    answer: str
+    answer_suffix: str
+    rationale_suffix: str | None
+    max_text_tokens: int
+    too_long: str
+    bos_token_id: int | None
+    eos_token_id: int
+    schema: str = "edgestill-task/1"
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names in the order of every probability vector, length L."""
+        return [label.name for label in self.labels]
+
+    def fill(self, fields: str | Mapping[str, Any]) -> str:
+        """The text that is classified: the `text` template with its fields, outer blanks taken off.
+
+        A plain string stands for the only field of the template.
+
+        Raises:
+            EdgestillError: a field is missing, or the template has several and got a plain string, or nothing is left.
+        """
+        return fill_template(self.text, fields)
+
+    def render(self, text: str, suffix: str) -> str:
+        """The prompt as a string: `text` (already filled and cut) and a suffix."""
+        return text + suffix
+
+    def encode(self, tokenizer: Any, text: str, suffix: str | None = None) -> list[int]:
+        """Token ids of the prompt for a filled text: cut to `max_text_tokens` as the recipe says, then rendered.
+
+        Args:
+            tokenizer: a `tokenizers.Tokenizer`.
+            text: what `fill` returned.
+            suffix: `answer_suffix` unless given.
+
+        Raises:
+            EdgestillError: the text is too long and the task refuses such texts.
+        """
+        text = self.cut(tokenizer, text)
+        ids = tokenizer.encode(self.render(text, suffix or self.answer_suffix), add_special_tokens=False).ids
+        return ([self.bos_token_id] if self.bos_token_id is not None else []) + list(ids)
+
+    def cut(self, tokenizer: Any, text: str) -> str:
+        """`text` shortened to `max_text_tokens` tokens by the rule `too_long`; unchanged when it is short enough."""
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        if len(encoding.ids) <= self.max_text_tokens:
+            return text
+        if self.too_long == "refuse":
+            raise EdgestillError(
+                f"the text has {len(encoding.ids)} tokens, the task takes at most {self.max_text_tokens}",
+                "shorten it, or set data.too_long to cut_tail or cut_head and train again",
+            )
+        if self.too_long == "cut_tail":
+            return text[: encoding.offsets[self.max_text_tokens - 1][1]].rstrip()
+        return text[encoding.offsets[-self.max_text_tokens][0] :].lstrip()
+
+    def index(self, name: str) -> int:
+        """Position of a label in every probability vector; -1 for a name the task does not know."""
+        return next((i for i, label in enumerate(self.labels) if label.name == name), -1)
+
+
+def fill_template(template: str, fields: str | Mapping[str, Any]) -> str:
+    """`template` with `{field}` replaced; see `Task.fill`."""
+    names = template_fields(template)
+    if isinstance(fields, str):
+        if len(names) != 1:
+            raise EdgestillError(
+                f"got a plain text, but the template {template!r} has the fields {names}",
+                'pass them by name, such as {"%s": "..."}' % '": "...", "'.join(names),
+            )
+        fields = {names[0]: fields}
+    missing = [name for name in names if fields.get(name) is None]
+    if missing:
+        raise EdgestillError(f"the field {missing[0]!r} is missing; found {sorted(fields)}, wanted {names}")
+    text = template
+    for name in names:
+        text = text.replace("{" + name + "}", "\0" + name + "\0")
+    for name in names:  # two passes: a field's own braces are text, not a template
+        text = text.replace("\0" + name + "\0", str(fields[name]))
+    text = text.strip()
+    if not text:
+        raise EdgestillError("the text is empty", "pass at least one word")
+    return text
+
+
+def template_fields(template: str) -> list[str]:
+    """Field names of a template such as `{title}\\n{body}`, in order, each once."""
+    names: list[str] = []
+    for piece in template.split("{")[1:]:
+        name, brace, _ = piece.partition("}")
+        if brace and name.isidentifier() and name not in names:
+            names.append(name)
+    return names
+
+
+def first_token_ids(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Id of the first token of each text, encoded on its own."""
+    return [int(tokenizer.encode(text, add_special_tokens=False).ids[0]) for text in texts]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a folder, with special tokens in a user's text read as plain text.
+
+    Raises:
+        EdgestillError: no readable tokenizer.json in `folder`.
+    """
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise EdgestillError(f"{path} is missing", "build the bundle again")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise EdgestillError(f"{path} cannot be read: {error}", "build the bundle again") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
