@@ -1,4 +1,4 @@
-"""Which machine this is: processor, instruction sets, cores, memory, versions. Reads files only; measures nothing."""
+"""Which machine this is: processor, instruction sets, cores, memory, versions. Reads files only."""
 
 import os
 import platform
@@ -84,5 +84,13 @@ def _field_set(cpuinfo: str) -> set[str]:
 def _ram_bytes(meminfo: str) -> int | None:
     for line in meminfo.splitlines():
         if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def peak_rss_bytes() -> int | None:
+    """Largest resident set of this process since it started its program (VmHWM), None where /proc does not tell."""
+    for line in _read(Path("/proc/self/status")).splitlines():
+        if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return None

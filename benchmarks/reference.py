@@ -1,0 +1,147 @@
+"""What a bundle says about its test rows: gold, the teacher's answers, and those of the other systems. Runs no model."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgestill.benchmarks.measure import Measurement
+from edgestill.runtime import manifest
+from edgestill.runtime.bundle import Bundle
+from edgestill.runtime.errors import EdgestillError
+
+SYSTEM_NAMES = {"base": "base", "floor": "floor", "student": "student torch"}
+AT_BUILD, HERE, RECORDED = "when the bundle was built", "here", "recorded"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one system answered on all N test rows, in their order, and what it took.
+
+    `latencies_ms` may hold more than N samples (repeats) or none. `import_s`, `first_request_ms` and
+    `rss_after_load_bytes` are known for artifacts only.
+    """
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    latencies_ms: tuple[float, ...]
+    measured: str
+    note: str
+    bytes: int | None = None
+    load_s: float | None = None
+    peak_rss_bytes: int | None = None
+    import_s: float | None = None
+    first_request_ms: float | None = None
+    rss_after_load_bytes: int | None = None
+    api_usd_per_1000_requests: float | None = 0.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The N test rows of a bundle; `gold` is None when the recipe had none. `systems`: base, floor and student in torch."""
+
+    row_ids: tuple[str, ...]
+    gold: tuple[str, ...] | None
+    teacher: Answers
+    systems: tuple[Answers, ...]
+    dataset_sha256: str
+
+    @property
+    def truth(self) -> tuple[str, ...]:
+        """What answers are judged by: gold, or the teacher's labels where there is no gold."""
+        return self.gold or self.teacher.labels
+
+
+def read_reference(folder: Path, bundle: Bundle) -> Reference:
+    """Read the folder `reference` of a bundle.
+
+    Raises:
+        EdgestillError: no test rows, gold on some rows only, or answers that do not cover the rows.
+    """
+    place = folder / "reference"
+    rows = list(manifest.read_jsonl(place / "test.jsonl"))
+    if not rows:
+        raise EdgestillError(f"{place / 'test.jsonl'} has no rows", "build the bundle again with test rows")
+    row_ids = tuple(row["id"] for row in rows)
+    gold = tuple(row["gold"] for row in rows)
+    known = sum(label is not None for label in gold)
+    if known not in (0, len(gold)):
+        raise EdgestillError(f"{known} of {len(gold)} test rows have gold, wanted all or none", "mend the data")
+    return Reference(
+        row_ids=row_ids,
+        gold=gold if known else None,
+        teacher=_teacher(place / "teacher.jsonl", row_ids, bundle.teacher),
+        systems=tuple(_systems(place / "predictions.jsonl", row_ids)),
+        dataset_sha256=manifest.sha256_file(place / "test.jsonl"),
+    )
+
+
+def _teacher(path: Path, row_ids: Sequence[str], teacher: Mapping[str, Any]) -> Answers:
+    records = _in_order(manifest.read_jsonl(path), row_ids, str(path))
+    latencies = tuple(float(r["latency_ms"]) for r in records if r["latency_ms"] is not None)
+    usd = teacher.get("usd_per_1000_requests")
+    return Answers(
+        name="teacher",
+        kind="teacher",
+        labels=tuple(r["label"] for r in records),
+        latencies_ms=latencies,
+        measured=AT_BUILD if latencies else RECORDED,
+        note=f"{teacher['name']}, {teacher['kind']}",
+        api_usd_per_1000_requests=None if usd is None else float(usd),
+    )
+
+
+def _systems(path: Path, row_ids: Sequence[str]) -> Iterable[Answers]:
+    by_system: dict[str, list[dict[str, Any]]] = {}
+    for record in manifest.read_jsonl(path):
+        by_system.setdefault(record["system"], []).append(record)
+    for kind in (kind for kind in SYSTEM_NAMES if kind in by_system):
+        records = _in_order(by_system[kind], row_ids, f"{path} ({kind})")
+        peaks = [r["peak_rss_bytes"] for r in records if r["peak_rss_bytes"] is not None]
+        yield Answers(
+            name=SYSTEM_NAMES[kind],
+            kind=kind,
+            labels=tuple(r["label"] for r in records),
+            latencies_ms=tuple(float(r["latency_ms"]) for r in records if r["latency_ms"] is not None),
+            measured=AT_BUILD,
+            note=records[0]["note"],
+            bytes=records[0]["bytes"],
+            load_s=records[0]["load_s"],
+            peak_rss_bytes=max(peaks, default=None),
+        )
+
+
+def artifact_answers(measurement: Measurement, row_ids: Sequence[str]) -> Answers:
+    """A measurement in the same form as the systems of the reference.
+
+    Raises:
+        EdgestillError: the measurement is of other rows.
+    """
+    first_round = ({"row_id": r.row_id, "label": r.label} for r in measurement.requests if r.round == 0)
+    records = _in_order(first_round, row_ids, f"the measurement of {measurement.engine}")
+    return Answers(
+        name=f"student {measurement.engine.upper()} {measurement.quantization}",
+        kind="artifact",
+        labels=tuple(r["label"] for r in records),
+        latencies_ms=tuple(r.latency_ms for r in measurement.requests if r.latency_ms is not None),
+        measured=HERE,
+        note=measurement.path,
+        bytes=measurement.bytes,
+        load_s=measurement.load_s,
+        peak_rss_bytes=measurement.peak_rss_bytes,
+        import_s=measurement.import_s,
+        first_request_ms=measurement.first_request_ms,
+        rss_after_load_bytes=measurement.rss_after_load_bytes,
+    )
+
+
+def _in_order(records: Iterable[dict[str, Any]], row_ids: Sequence[str], where: str) -> list[dict[str, Any]]:
+    by_row = {record["row_id"]: record for record in records}
+    missing = [row_id for row_id in row_ids if row_id not in by_row]
+    if missing:
+        raise EdgestillError(
+            f"{where} has no answer for {len(missing)} of {len(row_ids)} test rows, such as {missing[0]}",
+            "build the bundle again",
+        )
+    return [by_row[row_id] for row_id in row_ids]

@@ -1,0 +1,229 @@
+"""Rows in: read, give each an id, drop duplicates, split by hash, keep the test rows' likes out of training.
+
+Does not ask a teacher and does not know the student.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgestill.distill.recipe import Recipe, resolve
+from edgestill.runtime.errors import EdgestillError, UsageError
+from edgestill.runtime.task import fill_template
+
+# Cosine of binary character 4-gram vectors above which two texts count as near duplicates.
+NEAR_DUPLICATE_COSINE = 0.9
+COMPARED_AT_ONCE = 2_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One text. `id` is a hash of the text, so it is the same in every run; `split` is train, dev or test."""
+
+    id: str
+    text: str
+    gold: str | None
+    split: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """All rows and what was taken out on the way.
+
+    `read_pool` and `read_test` count rows before anything was removed; `removed` counts pool rows by reason:
+    duplicate (the same text earlier in the pool), in_test and near_test (the same or nearly the same text among the
+    test rows), near_dev (a training row nearly equal to a development row).
+    """
+
+    rows: tuple[Row, ...]
+    read_pool: int
+    read_test: int
+    removed: dict[str, int]
+
+    def split(self, name: str) -> list[Row]:
+        """Rows of train, dev or test, in reading order."""
+        return [row for row in self.rows if row.split == name]
+
+
+def load_dataset(recipe: Recipe, recipe_path: Path) -> Dataset:
+    """Read the recipe's pool and test rows and split them.
+
+    Raises:
+        EdgestillError: a file that is missing, unreadable or empty, a missing field, or a gold label that the recipe
+            does not know. The message names file and row.
+    """
+    data = recipe.data
+    pool = list(_texts(resolve(recipe_path, data.pool), recipe, "train", read_gold=data.test is None))
+    read_pool = len(pool)
+    pool = list({row.id: row for row in reversed(pool)}.values())[::-1]  # the first of each id, in reading order
+    removed = {"duplicate": read_pool - len(pool)}
+    if data.test is not None:
+        test = list(_texts(resolve(recipe_path, data.test), recipe, "test", read_gold=True))
+    else:
+        test = [row for row in pool if _fraction(row.id, data.seed, "test") < data.test_fraction]
+        read_pool -= len(test)
+    read_test = len(test)
+    test_ids = {row.id for row in test}
+    exact = sum(row.id in test_ids for row in pool) if data.test is not None else 0
+    pool = [dataclasses.replace(row, gold=None) for row in pool if row.id not in test_ids]
+    near = near_duplicates([row.text for row in pool], [row.text for row in test])
+    pool = [row for i, row in enumerate(pool) if i not in near]
+    dev = [dataclasses.replace(r, split="dev") for r in pool if _fraction(r.id, data.seed, "dev") < data.dev_fraction]
+    dev_ids = {row.id for row in dev}
+    train = [row for row in pool if row.id not in dev_ids]
+    near_dev = near_duplicates([row.text for row in train], [row.text for row in dev])
+    train = [row for i, row in enumerate(train) if i not in near_dev]
+    removed |= {"in_test": exact, "near_test": len(near), "near_dev": len(near_dev)}
+    for name, rows in (("train", train), ("dev", dev), ("test", test)):
+        if not rows:
+            raise EdgestillError(
+                f"no rows are left for {name}: read {read_pool} pool and {read_test} test rows, removed {removed}",
+                "give more rows, or change data.dev_fraction or data.test_fraction",
+            )
+    return Dataset((*train, *dev, *_distinct_ids(test)), read_pool, read_test, removed)
+
+
+def row_id(text: str) -> str:
+    """16 hex digits of SHA-256 over the text, lower-cased and with runs of white space as one blank."""
+    return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()[:16]
+
+
+def near_duplicates(texts: Sequence[str], others: Sequence[str]) -> set[int]:
+    """Indices of `texts` that are nearly equal to one of `others`: cosine of character 4-grams >= 0.9.
+
+    Memory is bounded: `COMPARED_AT_ONCE` texts are compared with all others at a time.
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    if not texts or not others:
+        return set()
+    grams = HashingVectorizer(analyzer="char_wb", ngram_range=(4, 4), binary=True, norm="l2", alternate_sign=False)
+    wanted = grams.transform(others).T.tocsc()
+    found: set[int] = set()
+    for start in range(0, len(texts), COMPARED_AT_ONCE):
+        likeness = grams.transform(texts[start : start + COMPARED_AT_ONCE]) @ wanted
+        best = likeness.max(axis=1).toarray().ravel()
+        found |= {start + int(i) for i in (best >= NEAR_DUPLICATE_COSINE).nonzero()[0]}
+    return found
+
+
+def _fraction(identifier: str, seed: int, purpose: str) -> float:
+    """A number in [0, 1) that depends on the row, the seed and the purpose only."""
+    digest = hashlib.sha256(f"{purpose}:{seed}:{identifier}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _texts(source: str, recipe: Recipe, split: str, read_gold: bool) -> Iterator[Row]:
+    for where, record in read_records(source, split):
+        try:
+            text = fill_template(recipe.data.text, record)
+        except EdgestillError as error:
+            raise EdgestillError(f"{where}: {error.message}", "mend the row or data.text in the recipe") from None
+        yield Row(row_id(text), text, _gold(record, recipe, where) if read_gold else None, split)
+
+
+def _gold(record: dict[str, Any], recipe: Recipe, where: str) -> str | None:
+    if recipe.data.gold is None:
+        return None
+    value = record.get(recipe.data.gold)
+    if value is None:
+        raise EdgestillError(f"{where}: no gold column {recipe.data.gold!r}, found {sorted(record)}", "mend data.gold")
+    if str(value) not in recipe.task.labels:
+        raise EdgestillError(
+            f"{where}: gold label {str(value)!r} is not one of the recipe's labels {list(recipe.task.labels)}",
+            "add it to task.labels or mend the row",
+        )
+    return str(value)
+
+
+def _distinct_ids(test: Sequence[Row]) -> Iterator[Row]:
+    """Test rows are never dropped: a repeated text stays, under an id of its own."""
+    seen: dict[str, int] = {}
+    for row in test:
+        seen[row.id] = seen.get(row.id, 0) + 1
+        suffix = f"-{seen[row.id]}" if seen[row.id] > 1 else ""
+        yield dataclasses.replace(row, id=row.id + suffix, split="test")
+
+
+def read_records(source: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, record) for every record of a .jsonl, .csv or .parquet file or a `datasets` id.
+
+    Args:
+        source: a path with one of those suffixes, or an id, or `id:split`.
+        split: the split taken of an id that names none.
+    """
+    path = Path(source)
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+    if path.suffix in readers:
+        if not path.is_file():
+            raise EdgestillError(f"no file {path}", "mend data.pool or data.test; paths are relative to the recipe")
+        records = readers[path.suffix](path)
+    elif path.is_file():
+        raise UsageError(f"{path} ends in {path.suffix!r}, wanted .jsonl, .csv or .parquet", "convert it first")
+    else:
+        records = _read_hub(source, split)
+    empty = True
+    for item in records:
+        empty = False
+        yield item
+    if empty:
+        raise EdgestillError(f"{source} is empty", "wanted at least one row")
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise EdgestillError(f"{where} is not JSON: {error}", "one JSON object a line, UTF-8") from None
+            if not isinstance(record, dict):
+                raise EdgestillError(f"{where} holds {type(record).__name__}, wanted a JSON object")
+            yield where, record
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for number, record in enumerate(csv.DictReader(file, strict=True), 2):
+                yield f"{path}:{number}", {k: v for k, v in record.items() if k is not None}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise EdgestillError(f"{path} is not CSV in UTF-8: {error}", "save it again with a header row") from None
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches()
+        number = 0
+        for batch in batches:
+            for record in batch.to_pylist():
+                number += 1
+                yield f"{path} row {number}", record
+    except pyarrow.ArrowException as error:
+        raise EdgestillError(f"{path} is not a Parquet file that can be read: {error}") from None
+
+
+def _read_hub(source: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    import datasets
+
+    name, _, named_split = source.partition(":")
+    try:
+        rows = datasets.load_dataset(name, split=named_split or split)
+    except Exception as error:  # datasets raises a dozen unrelated classes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EdgestillError(
+            f"{source!r} is no file here and datasets.load_dataset cannot read it: {reason}",
+            "name a .jsonl, .csv or .parquet file or a data set id",
+        ) from None
+    for number, record in enumerate(rows):
+        yield f"{source} row {number}", dict(record)

@@ -1,0 +1,86 @@
+"""Turn a recipe's task into what is trained and shipped: which token answers for each label, and what is written out.
+
+Needs the base's tokenizer only.
+"""
+
+import itertools
+import json
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgestill.distill.base import Base, read_config
+from edgestill.distill.recipe import Recipe
+from edgestill.runtime.errors import UsageError
+from edgestill.runtime.task import ANSWER_SUFFIX, RATIONALE_SUFFIX, Label, Task, first_token_ids
+
+
+def build_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
+    """The finished task: labels with their answer tokens, prompt suffixes, limits and the end-of-sequence id.
+
+    `answer: path` lets the first token of each label's name answer for it and needs these tokens to differ;
+    `answer: token` gives each label a vocabulary token of its own, written before the name. `auto` takes path where
+    it can.
+
+    Raises:
+        UsageError: `answer: path` with labels that begin alike, or more labels than there are answer tokens.
+    """
+    names = list(recipe.task.labels)
+    first = first_token_ids(tokenizer, [" " + name for name in names])
+    distinct = len(set(first)) == len(first)
+    answer = recipe.task.answer if recipe.task.answer != "auto" else ("path" if distinct else "token")
+    if answer == "path" and not distinct:
+        twins = next((a, b) for (a, x), (b, y) in itertools.combinations(zip(names, first, strict=True), 2) if x == y)
+        raise UsageError(f"task.answer: path, but {twins[0]!r} and {twins[1]!r} begin with the same token", "use token")
+    if answer == "path":
+        completions = [" " + name for name in names]
+    else:
+        letters = list(itertools.islice(_answer_tokens(tokenizer), len(names)))
+        if len(letters) < len(names):
+            raise UsageError(f"{len(names)} labels, but the vocabulary has only {len(letters)} answer tokens")
+        completions = [f"{letter} {name}" for letter, name in zip(letters, names, strict=True)]
+    tokens = first_token_ids(tokenizer, completions)
+    return Task(
+        kind=recipe.task.kind,
+        instruction=recipe.task.instruction,
+        labels=tuple(
+            Label(name, text, token, completion)
+            for (name, text), token, completion in zip(recipe.task.labels.items(), tokens, completions, strict=True)
+        ),
+        text=recipe.data.text,
+        answer=answer,
+        answer_suffix=ANSWER_SUFFIX,
+        rationale_suffix=RATIONALE_SUFFIX if recipe.learns_rationale else None,
+        max_text_tokens=recipe.data.max_text_tokens,
+        too_long=recipe.data.too_long,
+        bos_token_id=_bos_token_id(tokenizer),
+        eos_token_id=_eos_token_id(base, tokenizer),
+    )
+
+
+def _answer_tokens(tokenizer: Any) -> Iterator[str]:
+    """` A` to ` Z`, then ` a` to ` z`, then pairs of letters: those that are one token each, in a fixed order."""
+    letters = string.ascii_uppercase + string.ascii_lowercase
+    for piece in itertools.chain(letters, map("".join, itertools.product(letters, repeat=2))):
+        ids = tokenizer.encode(" " + piece + " x", add_special_tokens=False).ids
+        if len(ids) == 2 and ids[:1] == tokenizer.encode(" " + piece, add_special_tokens=False).ids:
+            yield " " + piece
+
+
+def _bos_token_id(tokenizer: Any) -> int | None:
+    """The id that the tokenizer's own rule puts before a text, if it puts one."""
+    with_special, plain = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
+    return int(with_special[0]) if len(with_special) > len(plain) and with_special[0] != plain[0] else None
+
+
+def _eos_token_id(base: Base, tokenizer: Any) -> int:
+    """The tokenizer's end-of-sequence token; the model's own list decides when the tokenizer names none."""
+    path = Path(base.folder) / "tokenizer_config.json"
+    token = json.loads(path.read_text(encoding="utf-8")).get("eos_token") if path.exists() else None
+    content = token.get("content") if isinstance(token, dict) else token
+    found = tokenizer.token_to_id(content) if content else None
+    if found is not None:
+        return int(found)
+    listed = read_config(base).get("eos_token_id")
+    return int(listed[0] if isinstance(listed, list) else listed)

@@ -1,0 +1,186 @@
+"""The two verbs of this room, step by step: annotate and train. Each is done once and skipped while its inputs stand."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgestill.distill.annotate import MANIFEST_NAME as LEDGER_NAME
+from edgestill.distill.annotate import Ledger, accepted, annotate, annotations_inputs
+from edgestill.distill.base import TOKENIZER_FILES, Base, prepare_base, read_config
+from edgestill.distill.dataset import load_dataset
+from edgestill.distill.labels import build_task
+from edgestill.distill.recipe import Recipe, read_recipe
+from edgestill.distill.run import MANIFEST_NAME as RUN_NAME
+from edgestill.distill.run import StudentRun
+from edgestill.distill.teacher import open_teacher
+from edgestill.runtime import manifest
+from edgestill.runtime.errors import EdgestillError
+from edgestill.runtime.task import Task, load_tokenizer
+
+Progress = Callable[[str, int, int], None]
+COPIED_FILES = (*TOKENIZER_FILES, "config.json", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with everything that can be known before a token is paid for or a weight is touched."""
+
+    recipe: Recipe
+    recipe_path: Path
+    base: Base
+    task: Task
+    tokenizer: Any
+
+    @property
+    def base_config(self) -> dict[str, Any]:
+        """The base's config.json, for whoever must know the family."""
+        return read_config(self.base)
+
+
+def make_plan(recipe_path: Path) -> Plan:
+    """Read the recipe, prepare the base and settle the task.
+
+    Raises:
+        EdgestillError: a bad recipe, a missing base, labels that cannot be told apart.
+    """
+    recipe = read_recipe(recipe_path)
+    base = prepare_base(recipe.student.base, recipe_path.parent)
+    tokenizer = load_tokenizer(Path(base.folder))
+    return Plan(recipe, recipe_path, base, build_task(recipe, base, tokenizer), tokenizer)
+
+
+def run_annotate(plan: Plan, folder: Path, progress: Progress) -> tuple[Ledger, bool]:
+    """Annotate all rows into `folder`; (ledger, whether it was done already)."""
+    data = load_dataset(plan.recipe, plan.recipe_path)
+    if (folder / LEDGER_NAME).exists():
+        ledger = manifest.load(Ledger, folder / LEDGER_NAME)
+        if ledger.inputs_sha256 == annotations_inputs(plan.recipe, data):
+            return ledger, True
+
+    def fits(text: str) -> bool:
+        task = plan.task
+        return task.too_long != "refuse" or len(plan.tokenizer.encode(text).ids) <= task.max_text_tokens
+
+    teacher = open_teacher(plan.recipe, plan.recipe_path)
+    told = lambda done, total: progress("annotate", done, total)  # noqa: E731
+    ledger = annotate(plan.recipe, data, teacher, fits, folder, told)
+    return ledger, False
+
+
+def run_train(plan: Plan, annotations: Path, folder: Path, progress: Progress) -> tuple[StudentRun, bool]:
+    """Train, evaluate, write the StudentRun into `folder`; (run, whether it was done already).
+
+    Raises:
+        EdgestillError: no finished annotations, or too few accepted rows.
+    """
+    ledger = manifest.load(Ledger, annotations / LEDGER_NAME)
+    inputs = _train_inputs(plan, ledger)
+    if (folder / RUN_NAME).exists():
+        run = manifest.load(StudentRun, folder / RUN_NAME)
+        if run.inputs_sha256 == inputs:
+            return run, True
+    (folder / RUN_NAME).unlink(missing_ok=True)
+    try:
+        training = _adapter(plan, annotations, folder, inputs, progress)
+        _write_reference(plan, annotations, folder)
+    except OSError as error:
+        raise manifest.disk_error(folder, error) from error
+    _evaluate_all(plan, annotations, folder, inputs, progress)
+    run = _finish(plan, ledger, training, folder, inputs)
+    manifest.save(folder / RUN_NAME, run)
+    return run, False
+
+
+def _train_inputs(plan: Plan, ledger: Ledger) -> str:
+    sections = plan.recipe.sha256("name", "task", "select", "student", "train", "bench")
+    return manifest.sha256_json([sections, ledger.rows_sha256, plan.base.weights_sha256, dataclasses.asdict(plan.task)])
+
+
+def _adapter(plan: Plan, annotations: Path, folder: Path, inputs: str, progress: Progress) -> Any:
+    """The finished adapter of these inputs: kept from an interrupted run, or trained now."""
+    from edgestill.distill.train import FACTS_NAME, Training, train_student
+
+    place = folder / "adapter"
+    if (place / FACTS_NAME).exists():
+        training = manifest.load(Training, place / FACTS_NAME)
+        if training.inputs_sha256 == inputs:
+            return training
+    shutil.rmtree(folder, ignore_errors=True)
+    pairs, dev = accepted(annotations, "train"), accepted(annotations, "dev")
+    if not pairs or not dev:
+        raise EdgestillError(
+            f"{len(pairs)} training and {len(dev)} development rows have a usable answer, wanted at least 1 of each",
+            "look at the rejections in annotations.json and mend the data or the teacher",
+        )
+    folder.mkdir(parents=True)
+    told = lambda done, total: progress("train", done, total)  # noqa: E731
+    return train_student(plan.recipe, plan.base, plan.task, plan.tokenizer, pairs, dev, place, inputs, told)
+
+
+def _write_reference(plan: Plan, annotations: Path, folder: Path) -> None:
+    """Task, tokenizer and config files, and the rows that the report needs."""
+    for name in COPIED_FILES:
+        source = Path(plan.base.folder) / name
+        if source.exists():
+            shutil.copyfile(source, folder / name)
+    manifest.save(folder / "task.json", plan.task)
+    manifest.save(folder / "base.json", plan.base)
+    test = accepted(annotations, "test")
+    if not test:
+        raise EdgestillError("no test row has a usable answer of the teacher", "look at the rejections")
+    dev = accepted(annotations, "dev")
+    manifest.write_jsonl(folder / "dev.jsonl", [{"id": row.id, "text": row.text} for row, _ in dev])
+    manifest.write_jsonl(folder / "test.jsonl", [{"id": r.id, "text": r.text, "gold": r.gold} for r, _ in test])
+    manifest.write_jsonl(folder / "teacher.jsonl", [dataclasses.asdict(answer) for _, answer in test])
+
+
+def _evaluate_all(plan: Plan, annotations: Path, folder: Path, inputs: str, progress: Progress) -> None:
+    """predictions.jsonl, from one process a system; a system that an interrupted run has finished is not run again."""
+    from edgestill.distill.evaluate import evaluate_system, predictions_path
+
+    names = ["student", *(name for name in ("base", "floor") if name in plan.recipe.bench.against)]
+    stamp = folder / "evaluated.txt"
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != inputs:
+        for name in names:
+            predictions_path(folder, name).unlink(missing_ok=True)
+        manifest.write_text_atomic(stamp, inputs)
+    for number, name in enumerate(names):
+        progress("evaluate", number, len(names))
+        if not predictions_path(folder, name).exists():
+            evaluate_system(name, folder, annotations)
+    progress("evaluate", len(names), len(names))
+    records = [record for name in names for record in manifest.read_jsonl(predictions_path(folder, name))]
+    manifest.write_jsonl(folder / "predictions.jsonl", records)
+    for path in (stamp, *(predictions_path(folder, name) for name in names)):
+        path.unlink()
+
+
+def _finish(plan: Plan, ledger: Ledger, training: Any, folder: Path, inputs: str) -> StudentRun:
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    teacher = plan.recipe.teacher
+    return StudentRun(
+        name=plan.recipe.name,
+        inputs_sha256=inputs,
+        recipe_sha256=plan.recipe.sha256(),
+        annotations_sha256=ledger.rows_sha256,
+        recipe=plan.recipe.model_dump(mode="json"),
+        base=dataclasses.asdict(plan.base),
+        teacher={
+            "name": ledger.teacher,
+            "kind": teacher.kind,
+            "license_note": teacher.license_note,
+            "price_usd_per_mtok": None
+            if teacher.price_usd_per_mtok is None
+            else {key: str(value) for key, value in teacher.price_usd_per_mtok.model_dump().items()},
+            "usd_per_1000_requests": ledger.usd_per_1000_requests,
+            "recorded_usd": ledger.recorded_usd,
+            "spent_usd": ledger.spent_usd,
+        },
+        training=dataclasses.asdict(training),
+        rows={"train": ledger.splits.get("train", 0), "dev": ledger.splits.get("dev", 0)}
+        | {"test": ledger.splits.get("test", 0)},
+        files={name: manifest.sha256_file(folder / name) for name in files},
+    )

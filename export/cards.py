@@ -1,0 +1,111 @@
+"""The bundle's model card and the files that other programs look for: README.md, genai_config.json."""
+
+from typing import Any
+
+from edgestill.distill.run import StudentRun
+from edgestill.export.architecture import read_shape
+from edgestill.export.grid import Grid
+from edgestill.runtime.task import Task
+
+CARD = """---
+license: {license}
+base_model: {base}
+tags: [edgestill, onnx, gguf, text-classification, distillation]
+---
+# {name}
+
+{instruction}
+
+Labels: {labels}.
+
+A small student distilled by edgestill from the teacher **{teacher}** ({teacher_kind}; licence note: {license_note}).
+
+- Base: `{base}`, weights {weights_note}, tokenizer {tokenizer_origin}.
+- Trained on {train} rows with the teacher's labels{reasons}; {dev} rows held out for development, {test} for the report.
+- {parameters:,} parameters at {bits:.2f} bits a weight on one grid; {formats} hold exactly these numbers.
+- Results are in the report of this build; the rows and the predictions behind them lie in `reference/`.
+
+## Use
+```python
+from edgestill.runtime import load
+
+student = load("path/to/this/folder")
+print(student.predict("{example}"))
+```
+Other programs: onnxruntime-genai loads this folder; llama.cpp loads `gguf/`. The prompt is the text followed by
+`{suffix}`; the answer is the text that follows.
+"""
+
+
+def model_card(run: StudentRun, task: Task, grid: Grid, formats: list[str], example: str) -> str:
+    """README.md of the bundle."""
+    return CARD.format(
+        license=run.base.get("license") or "other",
+        base=run.base["spec"],
+        name=run.name,
+        instruction=task.instruction,
+        labels=", ".join(task.label_names),
+        teacher=run.teacher["name"],
+        teacher_kind=run.teacher["kind"],
+        license_note=run.teacher["license_note"] or "none given",
+        weights_note=run.base["weights_note"],
+        tokenizer_origin=run.base["tokenizer_origin"],
+        train=run.rows["train"],
+        dev=run.rows["dev"],
+        test=run.rows["test"],
+        reasons=" and reasons" if task.rationale_suffix else "",
+        parameters=grid.parameters,
+        bits=grid.bits_per_weight,
+        formats=" and ".join(formats),
+        example=example.replace('"', "'"),
+        suffix=task.answer_suffix.encode("unicode_escape").decode(),
+    )
+
+
+def genai_config(grid: Grid, task: Task, onnx_path: str) -> dict[str, Any]:
+    """genai_config.json for onnxruntime-genai 0.18, with the graph's names and greedy search."""
+    shape = read_shape(grid.config)
+    pad = grid.config.get("pad_token_id")
+    return {
+        "model": {
+            "type": "llama",
+            "bos_token_id": task.bos_token_id if task.bos_token_id is not None else grid.config.get("bos_token_id"),
+            "eos_token_id": task.eos_token_id,
+            "pad_token_id": pad if pad is not None else task.eos_token_id,
+            "vocab_size": shape.vocabulary,
+            "context_length": shape.context,
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "filename": onnx_path,
+                "head_size": shape.head_size,
+                "hidden_size": shape.width,
+                "num_attention_heads": shape.heads,
+                "num_hidden_layers": shape.layers,
+                "num_key_value_heads": shape.kv_heads,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "do_sample": False,
+            "early_stopping": True,
+            "max_length": min(shape.context, 1024),
+            "min_length": 0,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": True,
+            "repetition_penalty": 1.0,
+            "temperature": 1.0,
+            "top_k": 1,
+            "top_p": 1.0,
+        },
+    }

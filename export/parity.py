@@ -1,0 +1,147 @@
+"""Gates: the grid, the GGUF file and the ONNX file hold the same numbers, and the device's answers follow them.
+
+Reading an artifact back uses other code than writing it: llama.cpp's own dequantization for GGUF, the operator's
+published layout for ONNX. Needs no torch.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgestill.export.architecture import gguf_name, gguf_row_order, layer_name, read_shape, tensor_names
+from edgestill.export.grid import BLOCK, Floats, Grid
+from edgestill.runtime import manifest
+from edgestill.runtime.errors import GateFailed
+from edgestill.runtime.student import load
+
+# What int8 activations of both engines cost at most against torch's float32 product of the same weights, on the
+# probability of a label: a wide bound that catches a wrong weight, not a tight one that judges a kernel.
+MAX_MEAN_LABEL_KL_NATS = 0.1
+MIN_LABELS_KEPT = 0.9
+TOKENIZER_PROBES = 4_000
+
+
+def check_same_numbers(grid: Grid, onnx_path: Path | None, gguf_path: Path | None) -> dict[str, Any]:
+    """Every tensor of both files, dequantized, equals the grid's; array-equal, no tolerance.
+
+    Raises:
+        GateFailed: names the first tensor that differs.
+    """
+    wanted = {name: tensor.dequantize() for name, tensor in grid.tensors.items()}
+    for path, read in ((onnx_path, read_onnx), (gguf_path, read_gguf)):
+        if path is not None:
+            _compare(wanted, dict(read(path, grid.config)), path)
+    return {"tensors": len(wanted), "onnx": onnx_path is not None, "gguf": gguf_path is not None, "max_difference": 0.0}
+
+
+def check_files_agree(onnx_path: Path, gguf_path: Path, config: dict[str, Any]) -> int:
+    """Both files of a bundle hold the same numbers; returns how many tensors were compared.
+
+    Raises:
+        GateFailed: names the first tensor that differs.
+    """
+    wanted = dict(read_gguf(gguf_path, config))
+    _compare(wanted, dict(read_onnx(onnx_path, config)), onnx_path)
+    return len(wanted)
+
+
+def _compare(wanted: dict[str, Floats], found: dict[str, Floats], path: Path) -> None:
+    if set(wanted) != set(found):
+        raise GateFailed(f"{path} holds other tensors than the grid: {sorted(set(wanted) ^ set(found))[:3]}")
+    for name, values in wanted.items():
+        if not np.array_equal(values, found[name]):
+            raise GateFailed(f"{path} holds other numbers than the grid in {name}", "build the bundle again")
+
+
+def read_gguf(path: Path, config: dict[str, Any]) -> Iterator[tuple[str, Floats]]:
+    """(Hugging Face name, float32 values) of every tensor, dequantized by the gguf package."""
+    import gguf
+
+    shape = read_shape(config)
+    reader = gguf.GGUFReader(path)
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    for name in tensor_names(shape):
+        tensor = stored.pop(gguf_name(name), None)
+        if tensor is None:
+            continue
+        values = np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+        values = values.reshape(tuple(int(n) for n in reversed(tensor.shape)))
+        order = gguf_row_order(name, shape)
+        yield name, values if order is None else values[np.argsort(order)]
+    yield from ((f"not in the model: {name}", np.zeros(0, np.float32)) for name in stored)
+
+
+def read_onnx(path: Path, config: dict[str, Any]) -> Iterator[tuple[str, Floats]]:
+    """(Hugging Face name, float32 values) of every tensor, by MatMulNBits' published layout; joined rows are parted."""
+    import onnx
+    from onnx import numpy_helper
+
+    shape = read_shape(config)
+    arrays = {i.name: numpy_helper.to_array(i) for i in onnx.load_model(str(path)).graph.initializer}
+    sizes = {"q_proj": shape.heads * shape.head_size}
+    sizes |= dict.fromkeys(("k_proj", "v_proj"), shape.kv_heads * shape.head_size)
+    for name, array in arrays.items():
+        if name.endswith(".codes"):
+            stem = name.removesuffix(".codes")
+            values = _nbits(array, arrays[f"{stem}.scales_f16"])
+            parts = stem.split("+")
+            ends = np.cumsum([sizes.get(part.split(".")[-2], len(values)) for part in parts])[:-1]
+            yield from zip(parts, np.split(values, ends), strict=True)
+        elif name.endswith("norm.weight"):
+            yield name, array
+
+
+def _nbits(packed: NDArray[np.uint8], scales: NDArray[np.float16]) -> Floats:
+    """MatMulNBits without zero points: (code - 2^(bits-1)) * scale; packed (N, blocks, 32 * bits / 8)."""
+    if packed.shape[-1] == BLOCK:
+        codes = packed.astype(np.float32) - 128
+    else:
+        codes = np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:2], BLOCK).astype(np.float32) - 8
+    return np.asarray((codes * scales[..., None].astype(np.float32)).reshape(len(packed), -1), np.float32)
+
+
+def check_answers(bundle: Path, engine: str) -> dict[str, Any]:
+    """Answers of an engine on the golden rows against torch's on the same grid, through `runtime.load`.
+
+    Raises:
+        GateFailed: labels or probabilities are farther away than int8 activations explain.
+    """
+    student = load(bundle, engine)
+    kept, divergences, worst = 0, [], 0.0
+    for row in manifest.read_jsonl(bundle / "golden.jsonl"):
+        found = student.predict(row["text"])
+        p = np.array([row["probabilities"][name] for name in student.task.label_names])
+        q = np.array([found.probabilities[name] for name in student.task.label_names])
+        kept += found.label == row["label"]
+        divergences.append(float((p * np.log(np.maximum(p, 1e-12) / np.maximum(q, 1e-12))).sum()))
+        worst = max(worst, float(np.abs(p - q).max()))
+    rows = len(divergences)
+    facts = {
+        "rows": rows,
+        "labels_kept": kept / rows,
+        "mean_label_kl_nats": sum(divergences) / rows,
+        "max_probability_difference": worst,
+    }
+    if facts["labels_kept"] < MIN_LABELS_KEPT or facts["mean_label_kl_nats"] > MAX_MEAN_LABEL_KL_NATS:
+        raise GateFailed(f"the {engine} file does not answer as the trained weights do: {facts}", "report this as a bug")
+    return facts
+
+
+def tokenizer_probes(texts: Sequence[str], seed: int = 0) -> list[str]:
+    """Strings that tell tokenizers apart: the given texts, and seeded mixtures of words, digits, blanks and scripts."""
+    rng = random.Random(seed)
+    pieces = [
+        *"abcxyzABC0123456789 .,;:!?'\"-_/\\()[]{}<>@#$%&*+=~^|`\t\n",
+        *["  ", "\n\n", "\r\n", " \n ", "'s", "'LL", "n't", "http://a.b/c?d=1", "e.g.", "...", "--", "1,000.50", "007"],
+        *["é", "ß", "ñ", "ø", "你好", "世界", "привет", "שלום", "مرحبا", "नमस्ते", "ไทย", "😀", "👩‍👩‍👧", "𝒳", "\u00a0", "\u200b", "½", "²", "Ⅳ"],
+    ]
+    words = [word for text in texts for word in text.split()] or ["word"]
+    made = [
+        "".join(rng.choice((rng.choice(pieces), " " + rng.choice(words))) for _ in range(rng.randint(1, 24)))
+        for _ in range(TOKENIZER_PROBES)
+    ]
+    return [*texts, *made]

@@ -1,0 +1,309 @@
+"""The front door: `edgestill VERB`. Parses, opens the verb's room only when asked, prints; decides nothing else.
+
+stdout carries the answer, stderr the talk. Exit codes: 0 done, 1 error, 2 gate failed, 3 bad recipe or usage,
+4 budget reached (the same command with a higher cap goes on).
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgestill.runtime.errors import EdgestillError, GateFailed, UsageError, missing_package
+
+# typer brings click along under a private name; its base class for usage errors is reached through a public one
+ClickException: Any = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the run lives; default runs/NAME.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+
+BUILD_INSTALL = "pip install torch==2.13.0 'edgestill[build]'"
+
+
+@app.callback(invoke_without_command=True)
+def _front(context: typer.Context) -> None:
+    """Distil a large model into a small one that runs on the device, and prove it."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def example(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder.")] = Path("example"), as_json: Json = False
+) -> None:
+    """Copy the bundled example (recipe, rows, recorded answers) into a new folder to look at and change."""
+    import importlib.util
+    import shutil
+
+    if folder.exists():
+        raise UsageError(f"{folder} exists already", "name a new folder")
+    room = importlib.util.find_spec("edgestill.distill")
+    assert room is not None
+    assert room.submodule_search_locations
+    shutil.copytree(Path(next(iter(room.submodule_search_locations))) / "example", folder)
+    _answer(as_json, {"folder": str(folder)}, f"Wrote {folder}", f"edgestill build {folder}/recipe.yaml")
+
+
+@app.command()
+def build(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
+    """The whole way: annotate, train, export, bench. Run again, it goes on where it stopped."""
+    stages = _Stages(recipe, out)
+    stages.annotate()
+    stages.train()
+    stages.export()
+    report = stages.bench(stages.folder / "bundle")
+    _answer_report(as_json, report, stages.folder / "bundle", stages.example_text())
+
+
+@app.command()
+def annotate(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
+    """Ask the teacher about every row; each ends accepted, rejected with a reason, or pending."""
+    stages = _Stages(recipe, out)
+    ledger = stages.annotate()
+    _answer(as_json, _ledger_json(ledger), _ledger_text(ledger), f"edgestill train {recipe}{stages.out_flag}")
+
+
+@app.command()
+def train(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
+    """Train the student on the teacher's answers and run it, the base and the floor on the test rows."""
+    stages = _Stages(recipe, out)
+    run = stages.train()
+    text = f"{run.name}: agrees with the teacher on {run.training['dev_agreement']:.1%} of {run.rows['dev']} dev rows"
+    _answer(as_json, dataclasses.asdict(run), text, f"edgestill export {recipe}{stages.out_flag}")
+
+
+@app.command()
+def export(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
+    """Merge, round to the grid, write ONNX and GGUF, pass the gates, lay out the bundle."""
+    stages = _Stages(recipe, out)
+    bundle = stages.export()
+    lines = [f"{a.path}  {a.bytes / 1e6:.1f} MB  {a.quantization}" for a in bundle.artifacts]
+    _answer(as_json, dataclasses.asdict(bundle), "\n".join(lines), f"edgestill bench {stages.folder / 'bundle'}")
+
+
+@app.command()
+def bench(
+    target: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle, or the recipe it came from.")],
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a bundle on this machine and compare it with the teacher, the base and the floor."""
+    if target.suffix in (".yaml", ".yml"):
+        stages = _Stages(target, out)
+        bundle = stages.folder / "bundle"
+    else:
+        stages, bundle = _Stages(None, out or target.resolve().parent), target
+    report = stages.bench(bundle)
+    _answer_report(as_json, report, bundle, stages.example_text())
+
+
+@app.command()
+def run(
+    bundle: BundleFolder,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="What to label.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", metavar="ROWS", help="JSON lines with the task's fields.")] = None,
+    engine: Annotated[str | None, typer.Option(help="onnx or gguf.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores this process may use.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Add the student's reason.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer one text, or every row of a file (one JSON object a line)."""
+    from edgestill.runtime import manifest
+    from edgestill.runtime.student import load
+
+    if (text is None) == (file is None):
+        raise UsageError("wanted a TEXT or --file ROWS, one of them", f'type: edgestill run {bundle} "some text"')
+    student = load(bundle, engine, threads)
+    rows: list[Any] = [text] if file is None else list(manifest.read_jsonl(file))
+    answers = []
+    for row in rows:
+        answer = dataclasses.asdict(student.predict(row))
+        if explain:
+            answer["reason"] = student.explain(row)
+        if file is not None and not as_json:
+            typer.echo(json.dumps(answer, ensure_ascii=False))
+        answers.append(answer)
+    if as_json:
+        typer.echo(json.dumps(answers[0] if file is None else {"answers": answers}, ensure_ascii=False))
+    elif file is None:
+        _print_answer(answers[0])
+
+
+@app.command()
+def verify(bundle: BundleFolder, as_json: Json = False) -> None:
+    """Check every hash of a bundle and every gate that needs no torch, on this machine."""
+    from edgestill.runtime.bundle import changed_files, load_bundle
+    from edgestill.runtime.student import load
+
+    manifest = load_bundle(bundle)
+    problems = changed_files(bundle, manifest)
+    if problems:
+        raise GateFailed(f"{bundle}: {problems[0]} ({len(problems)} in all)", "build or copy the bundle again")
+    facts: dict[str, Any] = {"files": len(manifest.files), "engines": {}, "same_numbers": None, "skipped": []}
+    for artifact in manifest.artifacts:
+        try:
+            check = load(bundle, artifact.engine).selfcheck()
+        except EdgestillError as error:
+            facts["skipped"].append(f"{artifact.engine}: {error}")
+            continue
+        facts["engines"][artifact.engine] = dataclasses.asdict(check)
+    facts["same_numbers"] = _same_numbers(bundle, manifest, facts["skipped"])
+    lines = [f"{facts['files']} files have their hashes"]
+    lines += [f"{name}: {c['labels_changed']} of {c['rows']} golden labels differ" for name, c in facts["engines"].items()]
+    if facts["same_numbers"]:
+        lines.append(f"ONNX and GGUF hold the same numbers in {facts['same_numbers']} tensors")
+    lines += [f"not checked: {line}" for line in facts["skipped"]]
+    _answer(as_json, facts, "\n".join(lines), f'edgestill run {bundle} "..."')
+
+
+def _same_numbers(bundle: Path, manifest: Any, skipped: list[str]) -> int | None:
+    paths = {artifact.engine: bundle / artifact.path for artifact in manifest.artifacts}
+    if set(paths) != {"onnx", "gguf"}:
+        return None
+    try:
+        from edgestill.export.parity import check_files_agree
+
+        config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
+        return check_files_agree(paths["onnx"], paths["gguf"], config)
+    except ModuleNotFoundError as error:
+        skipped.append(f"equal numbers: the package {error.name} is not installed")
+        return None
+
+
+class _Stages:
+    """The stages of one run, in the house's order, each telling its seconds; composed here because rooms do not meet."""
+
+    def __init__(self, recipe: Path | None, out: Path | None) -> None:
+        self.out_flag = f" --out {out}" if out is not None else ""
+        self._plan: Any = None
+        if recipe is not None:
+            self._plan = _make_plan(recipe)
+        self.folder = out if out is not None else Path("runs") / self._plan.recipe.name
+
+    def annotate(self) -> Any:
+        from edgestill.distill.pipeline import run_annotate
+
+        return self._timed("annotate", lambda tell: run_annotate(self._plan, self.folder / "annotations", tell), _tokens_asked)
+
+    def train(self) -> Any:
+        from edgestill.distill.pipeline import run_train
+
+        annotations, student = self.folder / "annotations", self.folder / "student"
+        return self._timed("train", lambda tell: run_train(self._plan, annotations, student, tell), _tokens_trained)
+
+    def export(self) -> Any:
+        from edgestill.export.pack import run_export
+
+        section = self._plan.recipe.export.model_dump(mode="json")
+        student, bundle = self.folder / "student", self.folder / "bundle"
+        return self._timed("export", lambda tell: run_export(student, section, bundle, tell), lambda _: "")
+
+    def bench(self, bundle: Path) -> Any:
+        from edgestill.benchmarks.bench import run_bench
+
+        return self._timed("bench", lambda tell: run_bench(bundle, self.folder / "report", tell), lambda _: "")
+
+    def example_text(self) -> str:
+        from edgestill.runtime import manifest
+
+        rows = manifest.read_jsonl(self.folder / "bundle" / "golden.jsonl")
+        return str(next(rows)["text"]) if (self.folder / "bundle" / "golden.jsonl").exists() else "..."
+
+    def _timed(self, name: str, work: Callable[[Any], tuple[Any, bool]], tokens: Callable[[Any], str]) -> Any:
+        from edgestill.runtime.progress import stage
+
+        with stage(name) as (tell, finish):
+            result, done_before = work(tell)
+            finish("done before" if done_before else tokens(result))
+        return result
+
+
+def _make_plan(recipe: Path) -> Any:
+    from edgestill.distill.pipeline import make_plan
+    from edgestill.export.plan import check_base
+
+    plan = make_plan(recipe)
+    check_base(plan.base_config)
+    return plan
+
+
+def _tokens_asked(ledger: Any) -> str:
+    return f"{ledger.prompt_tokens + ledger.completion_tokens:,} teacher tokens"
+
+
+def _tokens_trained(run: Any) -> str:
+    facts = run.training
+    return f"{facts['computed_tokens']:,} tokens trained in {facts['seconds']:.0f} s ({facts['tokens_per_s']:.0f}/s)"
+
+
+def _ledger_json(ledger: Any) -> dict[str, Any]:
+    return dataclasses.asdict(ledger)
+
+
+def _ledger_text(ledger: Any) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in ledger.rejected.items()) or "none"
+    return f"{ledger.rows} rows: {ledger.accepted} accepted, rejected: {reasons}, {ledger.pending} pending"
+
+
+def _print_answer(answer: dict[str, Any]) -> None:
+    typer.echo(f"{answer['label']}  {answer['probabilities'][answer['label']]:.1%}  {answer['latency_ms']:.1f} ms")
+    if "reason" in answer:
+        typer.echo(answer["reason"])
+
+
+def _answer_report(as_json: bool, report: Any, bundle: Path, text: str) -> None:
+    from edgestill.benchmarks.render import terminal_table
+
+    _answer(as_json, dataclasses.asdict(report), terminal_table(report), f'edgestill run {bundle} "{text}"')
+
+
+def _answer(as_json: bool, facts: dict[str, Any], text: str, following: str) -> None:
+    """The answer on stdout: one JSON object, or text whose last line says what to type next."""
+    typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else f"{text}\nNext: {following}")
+
+
+def main() -> None:
+    """Run the command line and exit; every user's mistake is one line on stderr."""
+    sys.exit(_main())
+
+
+def _main() -> int:
+    try:
+        app(standalone_mode=False)
+    except EdgestillError as error:
+        _complain(str(error))
+        return error.exit_code
+    except ClickException as error:
+        _complain(f"{error.format_message()} - type: edgestill --help")
+        return UsageError.exit_code
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("edgestill"):
+            raise
+        _complain(str(missing_package(str(error.name), BUILD_INSTALL)))
+        return 1
+    except (typer.Abort, KeyboardInterrupt):
+        _complain("stopped; the same command goes on from here")
+        return 130
+    return 0
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"edgestill: {' '.join(message.split())}", err=True)
+
+
+if __name__ == "__main__":
+    main()
