@@ -1,4 +1,4 @@
-"""The verb bench: measure every artifact of a bundle on this machine and write the report. Resumes where it was killed."""
+"""The verb bench: measure every artifact of a bundle on this machine and write the report. Resumes after a kill."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ REPORT_NAME = "report.json"
 
 
 def run_bench(bundle: Path, out: Path, progress: Progress) -> tuple[Report, bool]:
-    """Write samples.jsonl, report.md, report.html and, last, report.json into `out`; (report, whether it stood already).
+    """Write samples.jsonl, report.md, report.html and, last, report.json into `out`; (report, whether it stood).
 
     Args:
         bundle: folder of a whole bundle.
@@ -49,7 +49,9 @@ def run_bench(bundle: Path, out: Path, progress: Progress) -> tuple[Report, bool
 
 def _refuse(bundle: Path, facts: Bundle, out: Path) -> None:
     if out.resolve().is_relative_to(bundle.resolve()):
-        raise UsageError(f"the report's folder {out} lies in the bundle and would change it", "name one outside with --out")
+        raise UsageError(
+            f"the report's folder {out} lies in the bundle and would change it", "name one outside with --out"
+        )
     changed = changed_files(bundle, facts)
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""

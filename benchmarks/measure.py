@@ -119,7 +119,9 @@ def _failure(engine: str, code: int, talk: str) -> EdgestillError:
     last = (talk.strip().splitlines() or ["no message"])[-1]
     if code < 0:
         name = signal.Signals(-code).name
-        hint = "SIGKILL is often the system running out of memory" if name == "SIGKILL" else "run the same command again"
+        hint = (
+            "SIGKILL is often the system running out of memory" if name == "SIGKILL" else "run the same command again"
+        )
         return EdgestillError(f"measuring {engine} was ended by {name}: {last}", hint)
     return EdgestillError(f"measuring {engine} failed (exit {code}): {last}")
 
@@ -244,7 +246,7 @@ def rss_bytes() -> int | None:
 
 
 def psi_cpu_some_avg10(root: Path = Path("/")) -> float | None:
-    """Percent of the last 10 s in which some task waited for a processor (pressure stall information); None without it."""
+    """Percent of the last 10 s in which some task waited for a processor (pressure stall); None if unknown."""
     with contextlib.suppress(OSError, ValueError):
         for word in (root / "proc/pressure/cpu").read_text(encoding="utf-8").split():
             if word.startswith("avg10="):

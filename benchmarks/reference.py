@@ -1,4 +1,4 @@
-"""What a bundle says about its test rows: gold, the teacher's answers, and those of the other systems. Runs no model."""
+"""What a bundle says of its test rows: gold, the teacher's answers, and those of the other systems. Runs no model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Reference:
-    """The N test rows of a bundle; `gold` is None when the recipe had none. `systems`: base, floor and student in torch."""
+    """The N test rows; `gold` is None when the recipe had none; `systems` are base, floor and the student in torch."""
 
     row_ids: tuple[str, ...]
     gold: tuple[str, ...] | None

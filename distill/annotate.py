@@ -146,8 +146,9 @@ def _count(recipe: Recipe, data: Dataset, teacher: Teacher, path: Path, inputs: 
     rejected.update({reason: count for reason, count in data.removed.items() if count})
     rows = data.read_pool + data.read_test
     test = [a for r, a in pairs if r.split == "test" and isinstance(a, Annotation)]
-    recorded, per_test = cost_usd(recipe.teacher.price_usd_per_mtok, answers), cost_usd(
-        recipe.teacher.price_usd_per_mtok, test
+    recorded, per_test = (
+        cost_usd(recipe.teacher.price_usd_per_mtok, answers),
+        cost_usd(recipe.teacher.price_usd_per_mtok, test),
     )
     return Ledger(
         inputs_sha256=inputs,

@@ -62,7 +62,9 @@ def prepare_base(spec: str, relative_to: Path = Path()) -> Base:
     if folder.is_dir():
         return _from_folder(spec, folder.resolve())
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:
-        raise UsageError(f"student.base: no folder {folder}", "name a folder with config.json, package:NAME or a hub id")
+        raise UsageError(
+            f"student.base: no folder {folder}", "name a folder with config.json, package:NAME or a hub id"
+        )
     return _from_folder(spec, _download(spec))
 
 

@@ -122,7 +122,9 @@ def _base(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]) -
     load_s = time.perf_counter() - start
     candidates = dict(_base_predictors(student, task, session))
     best = max(candidates, key=lambda name: _agreement(candidates[name], task, pairs["dev"]))
-    return System(candidates[best], _weights_bytes(model), load_s, f"float32, untrained, {best} prompt with the label list")
+    return System(
+        candidates[best], _weights_bytes(model), load_s, f"float32, untrained, {best} prompt with the label list"
+    )
 
 
 def _base_predictors(student: Path, task: Task, session: Any) -> Iterator[tuple[str, Predict]]:

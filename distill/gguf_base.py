@@ -50,7 +50,7 @@ def convert(source: Path, folder: Path) -> Converted:
     architecture, pre = values.get("general.architecture"), values.get("tokenizer.ggml.pre")
     if architecture != "llama" or pre not in SUPPORTED_PRE:
         raise EdgestillError(
-            f"{source.name} is architecture {architecture!r} with tokenizer {pre!r}, wanted 'llama' with {SUPPORTED_PRE}",
+            f"{source.name} is a {architecture!r} with tokenizer {pre!r}, wanted 'llama' with one of {SUPPORTED_PRE}",
             "name a Hugging Face folder of that model instead",
         )
     try:
@@ -113,7 +113,7 @@ def _hf_name(name: str) -> str:
     """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
     if name in _TOP_NAMES:
         return _TOP_NAMES[name]
-    prefix, layer, kind, suffix = (name.split(".") + ["", "", ""])[:4]
+    prefix, layer, kind, suffix = [*name.split("."), "", "", ""][:4]
     if prefix != "blk" or kind not in _BLOCK_NAMES:
         raise EdgestillError(f"the GGUF file has a tensor {name!r} that a Llama-type model does not have")
     return f"model.layers.{layer}.{_BLOCK_NAMES[kind]}.{suffix}"
@@ -162,7 +162,10 @@ def _write_tokenizer(values: dict[str, Any], folder: Path) -> None:
     merges = [tuple(merge.split(" ")) for merge in values["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(

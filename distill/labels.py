@@ -83,4 +83,7 @@ def _eos_token_id(base: Base, tokenizer: Any) -> int:
     if found is not None:
         return int(found)
     listed = read_config(base).get("eos_token_id")
-    return int(listed[0] if isinstance(listed, list) else listed)
+    first = listed[0] if isinstance(listed, list) and listed else listed
+    if not isinstance(first, int):
+        raise UsageError("student.base names no end-of-sequence token", "add eos_token to its tokenizer_config.json")
+    return first

@@ -6,7 +6,9 @@ from torch.nn.functional import cross_entropy
 from edgestill.distill.packing import Packed
 
 
-def label_rationale_loss(logits: torch.Tensor, packed: Packed, rationale_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+def label_rationale_loss(
+    logits: torch.Tensor, packed: Packed, rationale_weight: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(1 - w) * mean CE over label tokens + w * mean CE over rationale tokens, in nats.
 
     The multi-task loss of distilling step-by-step as used with zero-shot teachers (arXiv 2403.15886; 2305.02301):

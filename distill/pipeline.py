@@ -1,4 +1,4 @@
-"""The two verbs of this room, step by step: annotate and train. Each is done once and skipped while its inputs stand."""
+"""The two verbs of this room, step by step: annotate and train. Each is skipped while its inputs stand."""
 
 import dataclasses
 import shutil

@@ -210,7 +210,9 @@ def read_recipe(path: Path) -> Recipe:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
-        raise UsageError(f"{path} holds {type(data).__name__}, wanted the sections of a recipe", "type: edgestill example")
+        raise UsageError(
+            f"{path} holds {type(data).__name__}, wanted the sections of a recipe", "type: edgestill example"
+        )
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:

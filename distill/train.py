@@ -177,7 +177,9 @@ def _with_lora(causal: Any, recipe: Recipe) -> Any:
         return get_peft_model(causal, config, autocast_adapter_dtype=True)
 
 
-def _loop(model: Any, examples: list[Example], train: TrainSection, progress: Progress) -> tuple[list[torch.Tensor], int]:
+def _loop(
+    model: Any, examples: list[Example], train: TrainSection, progress: Progress
+) -> tuple[list[torch.Tensor], int]:
     """AdamW over seeded batches, warm-up then linear decay; per step (2,) losses, and the tokens computed."""
     batches = _batches(examples, train)
     total_tokens = sum(len(packed_ids) for packed_ids in (pack(b).ids[0] for b in batches))

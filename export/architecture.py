@@ -12,7 +12,7 @@ from edgestill.export.grid import Kind
 
 @dataclass(frozen=True)
 class Shape:
-    """The dimensions of a decoder: L layers, H query and G key/value heads of size D, width, inner width, vocabulary V."""
+    """The dimensions of a decoder: L layers, H query and G key/value heads of size D, widths, vocabulary V."""
 
     layers: int
     heads: int

@@ -21,7 +21,8 @@ Labels: {labels}.
 A small student distilled by edgestill from the teacher **{teacher}** ({teacher_kind}; licence note: {license_note}).
 
 - Base: `{base}`, weights {weights_note}, tokenizer {tokenizer_origin}.
-- Trained on {train} rows with the teacher's labels{reasons}; {dev} rows held out for development, {test} for the report.
+- Trained on {train} rows with the teacher's labels{reasons}; {dev} rows held out for development,
+  {test} for the report.
 - {parameters:,} parameters at {bits:.2f} bits a weight on one grid; {formats} hold exactly these numbers.
 - Results are in the report of this build; the rows and the predictions behind them lie in `reference/`.
 

@@ -86,7 +86,9 @@ def quantize(name: str, values: Floats, kind: Kind) -> GridTensor:
         EdgestillError: a value that is not finite, or so large that its scale is no float16.
     """
     if not np.isfinite(values).all():
-        raise EdgestillError(f"the tensor {name} holds values that are not finite", "train again with a lower learning rate")
+        raise EdgestillError(
+            f"the tensor {name} holds values that are not finite", "train again with a lower learning rate"
+        )
     if kind == "f32":
         return GridTensor("f32", values=np.ascontiguousarray(values, np.float32))
     blocks = values.astype(np.float32).reshape(values.shape[0], -1, BLOCK)
@@ -97,7 +99,7 @@ def quantize(name: str, values: Floats, kind: Kind) -> GridTensor:
 
 
 def _q4_0(blocks: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """ggml's quantize_row_q4_0: the value farthest from zero becomes -8; codes come from the unrounded scale."""
+    """Ggml's quantize_row_q4_0: the value farthest from zero becomes -8; codes come from the unrounded scale."""
     farthest = np.abs(blocks).argmax(-1, keepdims=True)
     scale = np.take_along_axis(blocks, farthest, -1) / np.float32(-8)
     raw = np.trunc(blocks * _inverse(scale) + np.float32(8.5))
@@ -105,7 +107,7 @@ def _q4_0(blocks: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
 
 
 def _q8_0(blocks: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """ggml's quantize_row_q8_0: scale is the largest magnitude / 127, halves round away from zero."""
+    """Ggml's quantize_row_q8_0: scale is the largest magnitude / 127, halves round away from zero."""
     scale = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
     scaled = blocks * _inverse(scale)
     rounded = np.sign(scaled) * np.floor(np.abs(scaled) + np.float32(0.5))

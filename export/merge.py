@@ -42,7 +42,9 @@ def merge(run: StudentRun, student: Path, probes: list[list[int]]) -> tuple[Any,
         after = [merged(input_ids=torch.tensor([ids])).logits for ids in probes]
     difference = max(float((x - y).abs().max()) for x, y in zip(before, after, strict=True))
     if not difference <= MAX_MERGE_DIFFERENCE:
-        raise GateFailed(f"merged logits differ from the adapter's by {difference:.2g}, wanted at most {MAX_MERGE_DIFFERENCE}")
+        raise GateFailed(
+            f"merged logits differ from the adapter's by {difference:.2g}, wanted at most {MAX_MERGE_DIFFERENCE}"
+        )
     if merged.config.tie_word_embeddings and merged.lm_head.weight is not merged.get_input_embeddings().weight:
         raise GateFailed("the head should be tied to the embedding and is not after merging")
     return merged, difference
@@ -78,4 +80,6 @@ def _check_base_unchanged(run: StudentRun) -> None:
     weights = sorted(Path(run.base["folder"]).glob("*.safetensors"))
     hashes = [manifest.sha256_file(path) for path in weights]
     if run.base["weights_sha256"] not in (manifest.sha256_json(hashes), *hashes):
-        raise EdgestillError(f"the base in {run.base['folder']} is not the one the adapter was trained on", "run train again")
+        raise EdgestillError(
+            f"the base in {run.base['folder']} is not the one the adapter was trained on", "run train again"
+        )

@@ -133,7 +133,7 @@ class _Decoder:
         return outputs[3], outputs[0]
 
     def _matmul(self, x: str, names: list[str], output: str) -> str:
-        """x times the transposed weights, several of them side by side; (..., K) -> (..., sum of N)."""
+        """X times the transposed weights, several of them side by side; (..., K) -> (..., sum of N)."""
         tensors = [self.grid.tensors[name] for name in names]
         codes, scales = self._codes(names)
         n, k = sum(t.shape[0] for t in tensors), tensors[0].shape[1]
@@ -176,7 +176,10 @@ class _Decoder:
 
     def _finish(self) -> Any:
         s = self.shape
-        cache = [("batch_size", s.kv_heads, length, s.head_size) for length in ("past_sequence_length", "total_sequence_length")]
+        cache = [
+            ("batch_size", s.kv_heads, length, s.head_size)
+            for length in ("past_sequence_length", "total_sequence_length")
+        ]
         names = [(layer, kind) for layer in range(s.layers) for kind in ("key", "value")]
         inputs = [
             _value("input_ids", TensorProto.INT64, ("batch_size", "sequence_length")),
@@ -193,11 +196,13 @@ class _Decoder:
 
 
 def pack_codes(tensor: GridTensor) -> NDArray[np.uint8]:
-    """Codes as MatMulNBits reads them: (N, K / 32, 16) with neighbours in one byte for 4 bits, (N, K / 32, 32) for 8."""
+    """Codes as MatMulNBits reads them: (N, K / 32, 16), neighbours in one byte, for 4 bits; (N, K / 32, 32) for 8."""
     assert tensor.codes is not None
     shifted = (tensor.codes.astype(np.int16) + ZERO_POINTS[tensor.kind]).astype(np.uint8)
     blocks = shifted.reshape(len(shifted), -1, BLOCK)
-    return blocks if tensor.kind == "q8_0" else blocks[..., 0::2] | (blocks[..., 1::2] << 4)
+    if tensor.kind == "q8_0":
+        return blocks
+    return np.asarray(blocks[..., 0::2] | (blocks[..., 1::2] << 4), np.uint8)
 
 
 def unpack_codes(packed: NDArray[np.uint8]) -> NDArray[np.int8]:

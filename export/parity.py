@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgestill.export.architecture import gguf_name, gguf_row_order, layer_name, read_shape, tensor_names
+from edgestill.export.architecture import gguf_name, gguf_row_order, read_shape, tensor_names
 from edgestill.export.grid import BLOCK, Floats, Grid
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import GateFailed
@@ -127,7 +127,9 @@ def check_answers(bundle: Path, engine: str) -> dict[str, Any]:
         "max_probability_difference": worst,
     }
     if facts["labels_kept"] < MIN_LABELS_KEPT or facts["mean_label_kl_nats"] > MAX_MEAN_LABEL_KL_NATS:
-        raise GateFailed(f"the {engine} file does not answer as the trained weights do: {facts}", "report this as a bug")
+        raise GateFailed(
+            f"the {engine} file does not answer as the trained weights do: {facts}", "report this as a bug"
+        )
     return facts
 
 
@@ -137,7 +139,27 @@ def tokenizer_probes(texts: Sequence[str], seed: int = 0) -> list[str]:
     pieces = [
         *"abcxyzABC0123456789 .,;:!?'\"-_/\\()[]{}<>@#$%&*+=~^|`\t\n",
         *["  ", "\n\n", "\r\n", " \n ", "'s", "'LL", "n't", "http://a.b/c?d=1", "e.g.", "...", "--", "1,000.50", "007"],
-        *["é", "ß", "ñ", "ø", "你好", "世界", "привет", "שלום", "مرحبا", "नमस्ते", "ไทย", "😀", "👩‍👩‍👧", "𝒳", "\u00a0", "\u200b", "½", "²", "Ⅳ"],
+        *[
+            "é",
+            "ß",
+            "ñ",
+            "ø",
+            "你好",
+            "世界",
+            "привет",
+            "שלום",
+            "مرحبا",
+            "नमस्ते",
+            "ไทย",
+            "😀",
+            "👩‍👩‍👧",
+            "\U0001d4b3",
+            "\u00a0",
+            "\u200b",
+            "½",
+            "²",
+            "Ⅳ",
+        ],
     ]
     words = [word for text in texts for word in text.split()] or ["word"]
     made = [

@@ -32,9 +32,13 @@ def check_base(config: dict[str, Any]) -> None:
             raise UsageError(f"student.base has {key}, which is not supported", "choose another base")
     for key in ("hidden_size", "intermediate_size"):
         if config[key] % BLOCK:
-            raise UsageError(f"student.base has {key} {config[key]}, wanted a multiple of {BLOCK}", "choose another base")
+            raise UsageError(
+                f"student.base has {key} {config[key]}, wanted a multiple of {BLOCK}", "choose another base"
+            )
     weights = config["vocab_size"] * config["hidden_size"] + 4 * config["num_hidden_layers"] * config["hidden_size"] * (
         config["hidden_size"] + config["intermediate_size"]
     )
     if weights > MAX_FILE_BYTES:
-        raise UsageError(f"student.base has about {weights / 1e9:.1f} billion weights, wanted under 2", "choose a smaller one")
+        raise UsageError(
+            f"student.base has about {weights / 1e9:.1f} billion weights, wanted under 2", "choose a smaller one"
+        )

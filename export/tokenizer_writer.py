@@ -43,7 +43,8 @@ def read_tokenizer(folder: Path, config: dict[str, Any], task: Task, pre: str) -
     model = data["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         raise EdgestillError(
-            f"the base's tokenizer is {model.get('type')}, supported for GGUF: byte-level BPE", "set export.artifacts: [onnx]"
+            f"the base's tokenizer is {model.get('type')}, supported for GGUF: byte-level BPE",
+            "set export.artifacts: [onnx]",
         )
     size = config["vocab_size"]
     tokens, kinds = [f"[PAD{i}]" for i in range(size)], [UNUSED] * size
@@ -102,8 +103,8 @@ def find_pre(folder: Path, config: dict[str, Any], task: Task, probes: Sequence[
             best = (len(wrong), pre, wrong[0])
     assert best is not None
     raise GateFailed(
-        f"no splitting rule of llama.cpp gives this tokenizer's ids; nearest is {best[1]} with {best[0]} of {len(probes)} "
-        f"texts wrong, first {best[2]!r}",
+        f"no splitting rule of llama.cpp gives this tokenizer's ids; nearest is {best[1]} with {best[0]} of "
+        f"{len(probes)} texts wrong, first {best[2]!r}",
         "set export.artifacts: [onnx]",
     )
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgestill.runtime.errors import EdgestillError, GateFailed, UsageError, missing_package
+from edgestill.runtime.errors import EdgestillError, UsageError, missing_package
 
 # typer brings click along under a private name; its base class for usage errors is reached through a public one
 ClickException: Any = typer.BadParameter.__mro__[2]
@@ -74,7 +74,7 @@ def annotate(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None
     """Ask the teacher about every row; each ends accepted, rejected with a reason, or pending."""
     stages = _Stages(recipe, out)
     ledger = stages.annotate()
-    _answer(as_json, _ledger_json(ledger), _ledger_text(ledger), f"edgestill train {recipe}{stages.out_flag}")
+    _answer(as_json, dataclasses.asdict(ledger), _ledger_text(ledger), f"edgestill train {recipe}{stages.out_flag}")
 
 
 @app.command()
@@ -115,7 +115,9 @@ def bench(
 def run(
     bundle: BundleFolder,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="What to label.")] = None,
-    file: Annotated[Path | None, typer.Option("--file", metavar="ROWS", help="JSON lines with the task's fields.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", metavar="ROWS", help="JSON lines with the task's fields.")
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="onnx or gguf.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores this process may use.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Add the student's reason.")] = False,
@@ -146,46 +148,36 @@ def run(
 @app.command()
 def verify(bundle: BundleFolder, as_json: Json = False) -> None:
     """Check every hash of a bundle and every gate that needs no torch, on this machine."""
-    from edgestill.runtime.bundle import changed_files, load_bundle
-    from edgestill.runtime.student import load
+    from edgestill.runtime.verify import verify_bundle
 
-    manifest = load_bundle(bundle)
-    problems = changed_files(bundle, manifest)
-    if problems:
-        raise GateFailed(f"{bundle}: {problems[0]} ({len(problems)} in all)", "build or copy the bundle again")
-    facts: dict[str, Any] = {"files": len(manifest.files), "engines": {}, "same_numbers": None, "skipped": []}
-    for artifact in manifest.artifacts:
-        try:
-            check = load(bundle, artifact.engine).selfcheck()
-        except EdgestillError as error:
-            facts["skipped"].append(f"{artifact.engine}: {error}")
-            continue
-        facts["engines"][artifact.engine] = dataclasses.asdict(check)
-    facts["same_numbers"] = _same_numbers(bundle, manifest, facts["skipped"])
-    lines = [f"{facts['files']} files have their hashes"]
-    lines += [f"{name}: {c['labels_changed']} of {c['rows']} golden labels differ" for name, c in facts["engines"].items()]
-    if facts["same_numbers"]:
-        lines.append(f"ONNX and GGUF hold the same numbers in {facts['same_numbers']} tensors")
-    lines += [f"not checked: {line}" for line in facts["skipped"]]
-    _answer(as_json, facts, "\n".join(lines), f'edgestill run {bundle} "..."')
+    facts = _same_numbers(bundle, verify_bundle(bundle))
+    lines = [f"{facts.files} files have their hashes"]
+    lines += [f"{name}: {c.labels_changed} of {c.rows} golden labels differ" for name, c in facts.engines.items()]
+    if facts.same_numbers is not None:
+        lines.append(f"ONNX and GGUF hold the same numbers in {facts.same_numbers} tensors")
+    lines += [f"not checked: {line}" for line in facts.skipped]
+    _answer(as_json, dataclasses.asdict(facts), "\n".join(lines), f'edgestill run {bundle} "..."')
 
 
-def _same_numbers(bundle: Path, manifest: Any, skipped: list[str]) -> int | None:
-    paths = {artifact.engine: bundle / artifact.path for artifact in manifest.artifacts}
+def _same_numbers(folder: Path, facts: Any) -> Any:
+    """`facts` with the gate that reads both files with the packages that wrote them, where these are installed."""
+    from edgestill.runtime.bundle import load_bundle
+
+    paths = {artifact.engine: folder / artifact.path for artifact in load_bundle(folder).artifacts}
     if set(paths) != {"onnx", "gguf"}:
-        return None
+        return facts
     try:
         from edgestill.export.parity import check_files_agree
 
-        config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
-        return check_files_agree(paths["onnx"], paths["gguf"], config)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return dataclasses.replace(facts, same_numbers=check_files_agree(paths["onnx"], paths["gguf"], config))
     except ModuleNotFoundError as error:
-        skipped.append(f"equal numbers: the package {error.name} is not installed")
-        return None
+        skipped = f"equal numbers in both files: the package {error.name} is not installed"
+        return dataclasses.replace(facts, skipped=(*facts.skipped, skipped))
 
 
 class _Stages:
-    """The stages of one run, in the house's order, each telling its seconds; composed here because rooms do not meet."""
+    """The stages of one run, in order, each telling its seconds; composed here because rooms do not meet."""
 
     def __init__(self, recipe: Path | None, out: Path | None) -> None:
         self.out_flag = f" --out {out}" if out is not None else ""
@@ -197,7 +189,9 @@ class _Stages:
     def annotate(self) -> Any:
         from edgestill.distill.pipeline import run_annotate
 
-        return self._timed("annotate", lambda tell: run_annotate(self._plan, self.folder / "annotations", tell), _tokens_asked)
+        return self._timed(
+            "annotate", lambda tell: run_annotate(self._plan, self.folder / "annotations", tell), _tokens_asked
+        )
 
     def train(self) -> Any:
         from edgestill.distill.pipeline import run_train
@@ -248,10 +242,6 @@ def _tokens_asked(ledger: Any) -> str:
 def _tokens_trained(run: Any) -> str:
     facts = run.training
     return f"{facts['computed_tokens']:,} tokens trained in {facts['seconds']:.0f} s ({facts['tokens_per_s']:.0f}/s)"
-
-
-def _ledger_json(ledger: Any) -> dict[str, Any]:
-    return dataclasses.asdict(ledger)
 
 
 def _ledger_text(ledger: Any) -> str:

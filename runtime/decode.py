@@ -65,7 +65,9 @@ def _walk(
             _walk(session, [*ids, token], answers, inside, depth + 1, mass * float(share), result)
 
 
-def continuation_logprobs(session: Session, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
+def continuation_logprobs(
+    session: Session, prompt: Sequence[int], continuations: Sequence[Sequence[int]]
+) -> list[float]:
     """Log-probability in nats of each continuation after the prompt: the sum over its tokens, unnormalised."""
     totals = [0.0] * len(continuations)
     for index in sorted(range(len(continuations)), key=lambda i: list(continuations[i])):  # neighbours share prefixes

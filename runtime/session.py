@@ -36,7 +36,8 @@ class Session(ABC):
             raise EdgestillError("the prompt has no tokens", "pass at least one word")
         if len(ids) > self.max_tokens:
             raise EdgestillError(
-                f"{len(ids)} tokens, but the session holds at most {self.max_tokens}", "shorten it or load with max_tokens="
+                f"{len(ids)} tokens, but the session holds at most {self.max_tokens}",
+                "shorten it or load with max_tokens=",
             )
         shared = min(_common_prefix(self._held, ids), len(ids) - 1)
         self._held = []  # when the engine fails below, its state is not trusted again

@@ -96,7 +96,9 @@ class Student:
             EdgestillError: the student was trained without rationales.
         """
         if self.task.rationale_suffix is None:
-            raise EdgestillError("this student was trained without rationales", "set task.rationale: true and train again")
+            raise EdgestillError(
+                "this student was trained without rationales", "set task.rationale: true and train again"
+            )
         ids = self.task.encode(self._tokenizer, self.task.fill(fields), self.task.rationale_suffix)
         return "".join(self._generate(ids, max_new_tokens)).strip()
 

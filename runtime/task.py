@@ -1,6 +1,6 @@
 """What is asked and how it is answered: the one renderer that training, export gates and the device all use.
 
-A prompt is the text plus a short suffix; there is no system turn and no label list, because the student has learnt both.
+A prompt is the text plus a short suffix; no system turn and no label list, because the student has learnt both.
 Does not run a model and does not know which engine will.
 """
 
@@ -107,7 +107,7 @@ def fill_template(template: str, fields: str | Mapping[str, Any]) -> str:
         if len(names) != 1:
             raise EdgestillError(
                 f"got a plain text, but the template {template!r} has the fields {names}",
-                'pass them by name, such as {"%s": "..."}' % '": "...", "'.join(names),
+                f"pass them by name, such as {dict.fromkeys(names, '...')}",
             )
         fields = {names[0]: fields}
     missing = [name for name in names if fields.get(name) is None]

@@ -1,0 +1,213 @@
+"""A report's numbers as text: units, tables and notes that the terminal, Markdown and HTML share. Computes nothing."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from edgestill.benchmarks.reference import AT_BUILD
+from edgestill.benchmarks.report import Report, System
+from edgestill.benchmarks.verdict import Comparison
+from edgestill.runtime.metrics import Estimate
+
+UNKNOWN = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header of C cells and rows of C cells, all text."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def percent(estimate: Estimate | None) -> str:
+    """A share as percent with its interval, such as "89.0 [85.1, 92.0]"."""
+    if estimate is None:
+        return UNKNOWN
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def short(value: float | None, scale: float = 1.0) -> str:
+    """`value / scale` with about three digits, never in exponent form."""
+    if value is None:
+        return UNKNOWN
+    scaled = value / scale
+    if 0 < scaled < 0.01:
+        return "< 0.01"
+    digits = 0 if abs(scaled) >= 100 else 1 if abs(scaled) >= 10 else 2
+    return f"{scaled:.{digits}f}"
+
+
+def usd(value: float | None) -> str:
+    """A price in US dollars, to the cent, smaller ones to two digits."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:.2f}" if value == 0 or value >= 0.1 else f"{value:.2g}"
+
+
+def p_value(value: float) -> str:
+    """A p-value to three places, such as "0.041" or "< 0.001"."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def metric_name(report: Report) -> str:
+    """What the judged share is called: accuracy needs gold."""
+    return "accuracy" if report.has_gold else "agreement"
+
+
+def judged_share(report: Report, system: System) -> Estimate | None:
+    """The share that `metric_name` names."""
+    return system.accuracy if report.has_gold else system.agreement
+
+
+def systems_table(report: Report) -> Table:
+    """One row a system, everything that is compared."""
+    gold = ("accuracy %",) if report.has_gold else ()
+    header = ("system", *gold, "macro-F1 %", "agreement with the teacher %", "p50 ms", "p90 ms")
+    costs = ("peak memory MB", "disk MB", "API USD per 1,000")
+    rows = []
+    for s in report.systems:
+        judged = (percent(s.accuracy),) if report.has_gold else ()
+        times = (short(s.latency_p50_ms), short(s.latency_p90_ms))
+        sizes = (short(s.peak_rss_bytes, 1e6), short(s.bytes, 1e6), usd(s.api_usd_per_1000_requests))
+        rows.append((marked(s), *judged, percent(s.macro_f1), percent(s.agreement), *times, *sizes))
+    return Table((*header, *costs), tuple(rows))
+
+
+def marked(system: System) -> str:
+    """The system's name, with a star when its time and memory are not from this machine and moment."""
+    return f"{system.name} *" if system.measured == AT_BUILD else system.name
+
+
+def comparisons_table(report: Report) -> Table:
+    """One row a paired comparison."""
+    header = ("A", "B", "A minus B, points", "only A right", "only B right", "p", "outcome for A")
+    return Table(header, tuple(_comparison_cells(c) for c in report.comparisons))
+
+
+def _comparison_cells(c: Comparison) -> tuple[str, ...]:
+    value, low, high = (100 * x + 0.0 for x in (c.difference.value, c.difference.low, c.difference.high))
+    difference = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return c.a, c.b, difference, str(c.only_a), str(c.only_b), p_value(c.p_value), c.outcome
+
+
+def labels_table(report: Report) -> Table:
+    """One row a label: n rows, and of these the percent that each system found."""
+    names = list(report.labels[0].recall)
+    rows = [(line.label, str(line.n), *(percent(line.recall[name]) for name in names)) for line in report.labels]
+    return Table(("label", "n", *(f"{name} %" for name in names)), tuple(rows))
+
+
+def conditions_table(report: Report) -> Table:
+    """Name and value of everything that the numbers hold for."""
+    device, conditions = report.device, report.conditions
+    psi = conditions.psi_cpu_some_avg10
+    contended = {True: "contended", False: "not contended", None: "not known"}[conditions.contended]
+    rows = (
+        ("date", report.created),
+        ("processor", f"{device.cpu_model or 'not known'}, {device.cores_usable} usable cores, {device.machine}"),
+        ("instruction sets", ", ".join(device.isa) or "none of those that matter"),
+        ("memory", f"{short(device.ram_bytes, 1e9)} GB"),
+        ("governor", device.governor or "not known"),
+        ("system", f"{device.os}, Python {device.python}"),
+        ("threads", str(conditions.threads)),
+        ("test rows", str(conditions.rows)),
+        ("timed requests", _by_system(conditions.requests)),
+        ("rounds over the rows", _by_system(conditions.rounds)),
+        ("page cache at load", conditions.page_cache),
+        ("others waiting for the processor", contended if psi is None else f"{psi:g} % of the time ({contended})"),
+        ("energy", "not measured"),
+        ("versions here", _versions(device.packages)),
+        ("versions at build", _versions(conditions.build_versions)),
+        ("bundle.json sha256", report.bundle_sha256),
+        ("test rows sha256", report.dataset_sha256),
+    )
+    return Table(("condition", "value"), rows)
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+
+
+def _by_system(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in counts.items())
+
+
+def details_table(report: Report) -> Table:
+    """What each system is, and how it starts: import, load, first request, memory after loading."""
+    header = (
+        "system",
+        "what it is",
+        "timed requests",
+        "import s",
+        "load s",
+        "first request ms",
+        "memory after load MB",
+    )
+    rows = [
+        (
+            marked(s),
+            s.note,
+            str(s.latency_samples),
+            short(s.import_s),
+            short(s.load_s),
+            short(s.first_request_ms),
+            short(s.rss_after_load_bytes, 1e6),
+        )
+        for s in report.systems
+    ]
+    return Table(header, tuple(rows))
+
+
+def notes(report: Report) -> list[str]:
+    """Sentences without which the numbers would mislead."""
+    found = [_judging_note(report), _test_note(report), *_time_notes(report)]
+    found.append(
+        "API USD per 1,000 is what the teacher's API asks for 1,000 such requests; nothing is paid per request for the "
+        "others. Energy and the device itself are not priced."
+    )
+    if report.conditions.contended:
+        found.append(
+            f"The machine was contended (tasks waited {report.conditions.psi_cpu_some_avg10:g} % of the time): read "
+            "the times as upper bounds."
+        )
+    found.append(f'"{UNKNOWN}" means not measured or not known. MB are 1,000,000 bytes.')
+    return found
+
+
+def _judging_note(report: Report) -> str:
+    how = f"over {report.conditions.rows} test rows, with 95 % intervals (shares: Wilson; macro-F1: bootstrap)."
+    if report.has_gold:
+        teacher = next(s for s in report.systems if s.kind == "teacher")
+        same = teacher.accuracy is not None and teacher.accuracy.value == 1
+        alike = " On these rows the teacher's label is always the gold label: the two are one measure." if same else ""
+        return f"Accuracy and macro-F1 are against the gold labels, agreement is with the teacher's; all {how}{alike}"
+    return (
+        f"The test rows have no gold labels: everything is judged by the teacher's labels, {how} This says how well "
+        "the teacher is imitated, not who is right."
+    )
+
+
+def _test_note(report: Report) -> str:
+    return (
+        "Comparisons are paired over the same rows: bootstrap interval of the difference and McNemar's exact test, not "
+        f"corrected for the {len(report.comparisons)} comparisons. A difference counts as shown when p < 0.05 and the "
+        "interval leaves 0 out. No difference shown does not mean equal: the interval says how far apart they may be."
+    )
+
+
+def _time_notes(report: Report) -> Iterator[str]:
+    yield "Latency is from text in to label out, tokenization included, one request at a time."
+    starred = [s.name for s in report.systems if s.measured == AT_BUILD]
+    if starred:
+        yield (
+            f"* Time and memory of {_listed(starred)} were taken when the bundle was built, perhaps on another "
+            "machine; loading with torch includes its import, and the floor's memory includes fitting it."
+        )
+    for system in report.systems:
+        if system.latency_reason:
+            lacking = "latency" if system.latency_p50_ms is None else "p90"
+            yield f"No {lacking} is stated for the {system.name}: {system.latency_reason}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
