@@ -188,7 +188,7 @@ def _place_label(point: Point, scales: Scales, taken: list[Box]) -> str:
     # the edge that faces the point is the text's anchor, so that a guess of its width does no harm
     edge, anchor = (left, "start") if left > x else (left + width, "end")
     leader = ""
-    if abs(top + LINE_HEIGHT / 2 - y) > LINE_HEIGHT / 2 or abs(edge - x) > NEAR:
+    if abs(top + LINE_HEIGHT / 2 - y) > LINE_HEIGHT / 2 or abs(edge - x) > NEAR + 1:
         near = edge - 2 if left > x else edge + 2
         leader = f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{near:.1f}" y2="{top + LINE_HEIGHT / 2:.1f}"/>'
     place = f'x="{edge:.1f}" y="{top + 12:.1f}" text-anchor="{anchor}"'

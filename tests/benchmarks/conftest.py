@@ -1,0 +1,120 @@
+"""A bundle without model files, and measurements of it, written by hand: 40 rows, two labels."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from edgestill.benchmarks.measure import Measurement, Request
+from edgestill.benchmarks.report import Report, build_report
+from edgestill.runtime import manifest
+from edgestill.runtime.bundle import Artifact, Bundle
+from edgestill.runtime.device import describe_device
+
+ROWS = 40
+GOLD = ["yes", "no"] * (ROWS // 2)
+OTHER = {"yes": "no", "no": "yes"}
+
+
+def with_mistakes(rows: Sequence[int], truth: Sequence[str] = tuple(GOLD)) -> list[str]:
+    """`truth` with the other label on `rows`."""
+    return [OTHER[label] if i in rows else label for i, label in enumerate(truth)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Handmade:
+    """A folder that looks like a bundle to benchmarks, and the measurement of its artifact."""
+
+    folder: Path
+    measurement: Measurement
+
+    def report(self) -> Report:
+        return build_report(self.folder, [self.measurement], describe_device(), "2026-11-21T00:00:00Z")
+
+
+@pytest.fixture
+def handmade(tmp_path: Path) -> Callable[..., Handmade]:
+    """Write one; every argument is the labels of a system, `gold=None` a recipe without gold."""
+
+    def make(
+        gold: Sequence[str] | None = tuple(GOLD),
+        teacher: Sequence[str] = tuple(with_mistakes([0, 1])),
+        floor: Sequence[str] | None = tuple(with_mistakes(range(20))),
+        artifact: Sequence[str] = tuple(with_mistakes([0, 1, 2, 3])),
+        latencies_ms: Sequence[float | None] = tuple(float(i + 1) for i in range(ROWS)),
+        name: str = "handmade",
+    ) -> Handmade:
+        folder = tmp_path / "bundle"
+        _write_reference(folder / "reference", gold, teacher, floor)
+        files = {p.relative_to(folder).as_posix(): manifest.sha256_file(p) for p in folder.rglob("*") if p.is_file()}
+        manifest.save(folder / "bundle.json", _bundle(name, files))
+        return Handmade(folder, measurement(artifact, latencies_ms))
+
+    return make
+
+
+def measurement(labels: Sequence[str], latencies_ms: Sequence[float | None]) -> Measurement:
+    """One round over the rows with these answers and times."""
+    requests = tuple(
+        Request("onnx", f"row-{i}", 0, label, {"yes": 0.5, "no": 0.5, "never": 0.0}, latency_ms, 7)
+        for i, (label, latency_ms) in enumerate(zip(labels, latencies_ms, strict=True))
+    )
+    return Measurement(
+        inputs_sha256="0" * 64,
+        engine="onnx",
+        path="onnx/model_q4.onnx",
+        quantization="q4_0",
+        bytes=90_000_000,
+        threads=2,
+        import_s=0.2,
+        load_s=0.3,
+        first_request_ms=40.0,
+        rss_after_load_bytes=200_000_000,
+        peak_rss_bytes=300_000_000,
+        psi_cpu_some_avg10=None,
+        requests=requests,
+    )
+
+
+def _write_reference(
+    place: Path, gold: Sequence[str] | None, teacher: Sequence[str], floor: Sequence[str] | None
+) -> None:
+    ids = [f"row-{i}" for i in range(ROWS)]
+    test = [{"id": row, "text": row, "gold": None if gold is None else gold[i]} for i, row in enumerate(ids)]
+    manifest.write_jsonl(place / "test.jsonl", test)
+    answers = [{"row_id": row, "label": teacher[i], "latency_ms": None} for i, row in enumerate(ids)]
+    manifest.write_jsonl(place / "teacher.jsonl", answers)
+    floor_rows = [] if floor is None else [_prediction(row, floor[i], i) for i, row in enumerate(ids)]
+    manifest.write_jsonl(place / "predictions.jsonl", floor_rows)
+
+
+def _prediction(row_id: str, label: str, number: int) -> dict[str, object]:
+    return {
+        "system": "floor",
+        "row_id": row_id,
+        "label": label,
+        "latency_ms": 0.5,
+        "load_s": 0.01,
+        "peak_rss_bytes": 1000 + number,
+        "bytes": 500_000,
+        "note": "TF-IDF",
+    }
+
+
+def _bundle(name: str, files: dict[str, str]) -> Bundle:
+    return Bundle(
+        name=name,
+        created="2026-11-20T00:00:00Z",
+        license_note="",
+        base={"spec": "tiny"},
+        teacher={"name": "a large model", "kind": "replay", "license_note": "free", "usd_per_1000_requests": 1.84},
+        artifacts=(Artifact("onnx", "onnx/model_q4.onnx", "q4_0", 4, 90_000_000, 4.5),),
+        files=files,
+        chain={},
+        versions={"torch": "2"},
+        parity={},
+        rows={"test": ROWS},
+        context_tokens=128,
+        parameters=1000,
+    )

@@ -1,0 +1,87 @@
+"""The verb as a whole."""
+
+import json
+
+import pytest
+
+from edgestill.benchmarks.bench import run_bench
+from edgestill.benchmarks.measure import measure_artifact
+from edgestill.runtime import manifest
+from edgestill.runtime.bundle import load_bundle
+from edgestill.runtime.errors import EdgestillError, UsageError
+
+
+def quiet(stage, done, total):
+    del stage, done, total
+
+
+@pytest.fixture(scope="module")
+def benched(bundle, tmp_path_factory):
+    """A real report that found one artifact measured already: (report, folder, stages that were run)."""
+    out = tmp_path_factory.mktemp("report")
+    measure_artifact(bundle, "onnx", out / "samples-onnx.jsonl", quiet)
+    stages = set()
+    report, reused = run_bench(bundle, out, lambda stage, *_: stages.add(stage))
+    assert not reused
+    return report, out, stages
+
+
+def test_the_folder_holds_the_report_and_nothing_half_done(benched):
+    _, out, _ = benched
+    assert sorted(p.name for p in out.iterdir()) == ["report.html", "report.json", "report.md", "samples.jsonl"]
+
+
+def test_what_an_interrupted_run_measured_is_not_measured_again(bundle, benched):
+    _, _, stages = benched
+    assert stages == {f"bench {a.engine}" for a in load_bundle(bundle).artifacts if a.engine != "onnx"}
+
+
+def test_the_same_command_again_does_nothing(bundle, benched):
+    report, out, _ = benched
+    before = (out / "report.json").stat().st_mtime_ns
+    told = []
+    assert run_bench(bundle, out, lambda *line: told.append(line)) == (report, True)
+    assert (out / "report.json").stat().st_mtime_ns == before
+    assert not told
+
+
+def test_the_report_covers_every_artifact_and_system(bundle, benched):
+    report, _, _ = benched
+    facts = load_bundle(bundle)
+    names = [s.name for s in report.systems]
+    for artifact in facts.artifacts:
+        assert f"student {artifact.engine.upper()} {artifact.quantization}" in names
+    assert names[0] == "teacher"
+    assert "student torch" in names
+    assert report.bundle_sha256 == manifest.sha256_file(bundle / "bundle.json")
+    assert report.conditions.rows == sum(1 for _ in manifest.read_jsonl(bundle / "reference" / "test.jsonl"))
+
+
+def test_samples_hold_every_request(benched):
+    report, out, _ = benched
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    runs = [line for line in lines if line["kind"] == "run"]
+    assert len(runs) == sum(s.kind == "artifact" for s in report.systems)
+    timed = [line for line in lines if line["kind"] == "request" and line["latency_ms"] is not None]
+    assert len(timed) == sum(report.conditions.requests.values())
+
+
+def test_a_changed_bundle_is_refused_before_anything_is_written(handmade, tmp_path):
+    made = handmade()
+    (made.folder / "reference" / "test.jsonl").write_text("{}\n")
+    with pytest.raises(EdgestillError, match=r"reference/test.jsonl was changed"):
+        run_bench(made.folder, tmp_path / "out", quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_inside_the_bundle_is_refused(handmade):
+    made = handmade()
+    with pytest.raises(UsageError, match="lies in the bundle"):
+        run_bench(made.folder, made.folder / "report", quiet)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(handmade, tmp_path):
+    made = handmade()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EdgestillError, match="cannot write"):
+        run_bench(made.folder, tmp_path / "file" / "out", quiet)
