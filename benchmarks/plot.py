@@ -72,16 +72,16 @@ def scatter(
     """
     scales = _scales(points, line)
     parts = [*_axes(scales, x_title, y_title, tick)]
-    taken = [_marker_box(p, scales) for p in points] + [_bar_box(p, scales) for p in points]
+    taken, bars = [_marker_box(p, scales) for p in points], [_bar_box(p, scales) for p in points]
     if line is not None:
         y = scales.y(line.y.value)
         parts += _level(line, scales)
         taken.append(Box(LEFT, y - 1, RIGHT, y + 1))
-        parts.append(_place_level_label(line, y, taken))
+        parts.append(_place_level_label(line, y, taken, bars))
     for point in points:
         parts.append(_mark(point, scales))
     for point in sorted(points, key=lambda p: (-p.y.value, p.x)):
-        parts.append(_place_label(point, scales, taken))
+        parts.append(_place_label(point, scales, taken, bars))
     label = escape(f"{y_title} against {x_title}", quote=True)
     body = "\n".join(parts)
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">\n{body}\n</svg>'
@@ -169,21 +169,19 @@ def _bar_box(point: Point, scales: Scales) -> Box:
     return Box(x - 2, scales.y(point.y.high), x + 2, scales.y(point.y.low))
 
 
-def _place_level_label(line: Point, y: float, taken: list[Box]) -> str:
+def _place_level_label(line: Point, y: float, taken: list[Box], bars: list[Box]) -> str:
     """Text just above or below the level, at the end where nothing lies."""
     width = text_width(line.name)
     places = [(left, top) for top in (y - 3 - LINE_HEIGHT, y + 3) for left in (LEFT + 4, RIGHT - width - 4)]
-    left, top = next((p for p in places if _free(_text_box(*p, width), taken)), places[0])
+    left, top = _first_free(places, width, taken, bars)
     taken.append(_text_box(left, top, width))
     return f'<text class="teacher" x="{left:.1f}" y="{top + 12:.1f}">{escape(line.name)}</text>'
 
 
-def _place_label(point: Point, scales: Scales, taken: list[Box]) -> str:
+def _place_label(point: Point, scales: Scales, taken: list[Box], bars: list[Box]) -> str:
     """The point's name at the nearest free place beside it, with a thin line to it when that is not next to it."""
     x, y, width = scales.x(point.x), scales.y(point.y.value), text_width(point.name)
-    left, top = next(
-        (p for p in _places(x, y, width) if _free(_text_box(*p, width), taken)), (x + NEAR, y - LINE_HEIGHT / 2)
-    )
+    left, top = _first_free(list(_places(x, y, width)), width, taken, bars)
     taken.append(_text_box(left, top, width))
     # the edge that faces the point is the text's anchor, so that a guess of its width does no harm
     edge, anchor = (left, "start") if left > x else (left + width, "end")
@@ -201,6 +199,17 @@ def _places(x: float, y: float, width: float) -> Iterator[tuple[float, float]]:
         for gap in (NEAR, FAR):
             yield x + gap, y - LINE_HEIGHT / 2 + shift
             yield x - gap - width, y - LINE_HEIGHT / 2 + shift
+
+
+def _first_free(
+    places: Sequence[tuple[float, float]], width: float, taken: Sequence[Box], bars: Sequence[Box]
+) -> tuple[float, float]:
+    """The first place that is free; if none is, the first across bars; if none is, the first."""
+    for obstacles in ([*taken, *bars], taken):
+        for place in places:
+            if _free(_text_box(*place, width), obstacles):
+                return place
+    return places[0]
 
 
 def _free(box: Box, taken: Sequence[Box]) -> bool:

@@ -51,6 +51,12 @@ class Ledger:
     rows_sha256: str
     schema: str = "edgestill-annotations/1"
 
+    @property
+    def summary(self) -> str:
+        """The counts in one line."""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items()) or "none"
+        return f"{self.rows} rows: {self.accepted} accepted, rejected: {reasons}, {self.pending} pending"
+
 
 def annotate(
     recipe: Recipe,

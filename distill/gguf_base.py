@@ -41,6 +41,7 @@ def convert(source: Path, folder: Path) -> Converted:
         EdgestillError: not a GGUF file, an architecture or tokenizer that is not supported, or a full disk.
     """
     import gguf
+    from safetensors import SafetensorError
 
     try:
         reader = gguf.GGUFReader(source)
@@ -59,7 +60,7 @@ def convert(source: Path, folder: Path) -> Converted:
         _write_json(folder / "config.json", _config(values))
         _write_json(folder / "generation_config.json", _generation_config(values))
         _write_tokenizer(values, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise manifest.disk_error(folder, error) from error
     kinds = Counter(gguf.GGMLQuantizationType(t.tensor_type).name for t in reader.tensors if len(t.shape) > 1)

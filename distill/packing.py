@@ -84,6 +84,12 @@ def pack(examples: Sequence[Example]) -> Packed:
     )
 
 
+def packed_tokens(example: Example) -> int:
+    """How many tokens of a packed batch a row takes: the shared trunk once, then each branch."""
+    trunk = trunk_length(example)
+    return trunk + sum(len(b.prompt) - trunk + len(b.completion) - 1 for b in example.branches)
+
+
 def trunk_length(example: Example) -> int:
     """How many leading prompt tokens all branches share; the whole prompt when there is one branch."""
     prompts = [branch.prompt for branch in example.branches]

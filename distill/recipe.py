@@ -169,6 +169,13 @@ class BenchSection(Section):
 
     against: tuple[Literal["teacher", "base", "floor"], ...] = ("teacher", "base", "floor")
 
+    @field_validator("against")
+    @classmethod
+    def _with_the_teacher(cls, against: tuple[str, ...]) -> tuple[str, ...]:
+        if "teacher" not in against:
+            raise ValueError("the teacher is always compared with; add teacher")
+        return against
+
 
 class Recipe(Section):
     """A whole recipe. Paths in it are relative to the file it came from; see `path`."""

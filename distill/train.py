@@ -7,18 +7,18 @@ import math
 import random
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from edgestill.distill.base import Base
 from edgestill.distill.dataset import Row
 from edgestill.distill.objectives import label_rationale_loss
-from edgestill.distill.packing import Branch, Example, Packed, pack
+from edgestill.distill.packing import Branch, Example, Packed, pack, packed_tokens
 from edgestill.distill.recipe import Recipe, TrainSection
 from edgestill.distill.teacher import Annotation
 from edgestill.runtime import manifest
@@ -117,7 +117,7 @@ def train_student(
     )
     try:
         model.save_pretrained(str(folder))
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise manifest.disk_error(folder, error) from error
     manifest.save(folder / FACTS_NAME, facts)
@@ -172,9 +172,7 @@ def _with_lora(causal: Any, recipe: Recipe) -> Any:
 
     lora = recipe.student.lora
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 for an attribute under its old name
-        warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
-        return get_peft_model(causal, config, autocast_adapter_dtype=True)
+    return get_peft_model(causal, config, autocast_adapter_dtype=True)
 
 
 def _loop(
@@ -182,7 +180,7 @@ def _loop(
 ) -> tuple[list[torch.Tensor], int]:
     """AdamW over seeded batches, warm-up then linear decay; per step (2,) losses, and the tokens computed."""
     batches = _batches(examples, train)
-    total_tokens = sum(len(packed_ids) for packed_ids in (pack(b).ids[0] for b in batches))
+    total_tokens = sum(packed_tokens(example) for batch in batches for example in batch)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_share(step, len(batches)))

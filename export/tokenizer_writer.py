@@ -15,6 +15,7 @@ from edgestill.runtime.task import Task, load_tokenizer
 
 # llama_token_type of the GGUF specification
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+VOCABULARY_CONTEXT = 512  # llama-cpp-python opens a context of this size even for a vocabulary
 # Names llama.cpp knows for byte-level BPE, in the order they are tried.
 PRE_CANDIDATES = ("smollm", "llama-bpe", "qwen2", "gpt-2", "smaug-bpe", "starcoder", "refact", "command-r", "olmo")
 
@@ -137,6 +138,7 @@ def _vocabulary(tokenizer: GgufTokenizer) -> Iterator[Path]:
     path = Path(name)
     try:
         writer = gguf.GGUFWriter(path, "llama")
+        writer.add_context_length(VOCABULARY_CONTEXT)
         add_tokenizer(writer, tokenizer)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -7,6 +7,7 @@ stdout carries the answer, stderr the talk. Exit codes: 0 done, 1 error, 2 gate 
 import dataclasses
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,7 +75,7 @@ def annotate(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None
     """Ask the teacher about every row; each ends accepted, rejected with a reason, or pending."""
     stages = _Stages(recipe, out)
     ledger = stages.annotate()
-    _answer(as_json, dataclasses.asdict(ledger), _ledger_text(ledger), f"edgestill train {recipe}{stages.out_flag}")
+    _answer(as_json, dataclasses.asdict(ledger), ledger.summary, f"edgestill train {recipe}{stages.out_flag}")
 
 
 @app.command()
@@ -91,8 +92,8 @@ def export(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
     """Merge, round to the grid, write ONNX and GGUF, pass the gates, lay out the bundle."""
     stages = _Stages(recipe, out)
     bundle = stages.export()
-    lines = [f"{a.path}  {a.bytes / 1e6:.1f} MB  {a.quantization}" for a in bundle.artifacts]
-    _answer(as_json, dataclasses.asdict(bundle), "\n".join(lines), f"edgestill bench {stages.folder / 'bundle'}")
+    lines = "\n".join(f"{a.path}  {a.bytes / 1e6:.1f} MB  {a.quantization}" for a in bundle.artifacts)
+    _answer(as_json, dataclasses.asdict(bundle), lines, f"edgestill bench {stages.folder / 'bundle'}")
 
 
 @app.command()
@@ -204,12 +205,12 @@ class _Stages:
 
         section = self._plan.recipe.export.model_dump(mode="json")
         student, bundle = self.folder / "student", self.folder / "bundle"
-        return self._timed("export", lambda tell: run_export(student, section, bundle, tell), lambda _: "")
+        return self._timed("export", lambda tell: run_export(student, section, bundle, tell), _bytes_written)
 
     def bench(self, bundle: Path) -> Any:
         from edgestill.benchmarks.bench import run_bench
 
-        return self._timed("bench", lambda tell: run_bench(bundle, self.folder / "report", tell), lambda _: "")
+        return self._timed("bench", lambda tell: run_bench(bundle, self.folder / "report", tell), _requests_timed)
 
     def example_text(self) -> str:
         from edgestill.runtime import manifest
@@ -244,9 +245,12 @@ def _tokens_trained(run: Any) -> str:
     return f"{facts['computed_tokens']:,} tokens trained in {facts['seconds']:.0f} s ({facts['tokens_per_s']:.0f}/s)"
 
 
-def _ledger_text(ledger: Any) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in ledger.rejected.items()) or "none"
-    return f"{ledger.rows} rows: {ledger.accepted} accepted, rejected: {reasons}, {ledger.pending} pending"
+def _bytes_written(bundle: Any) -> str:
+    return ", ".join(f"{a.engine} {a.bytes / 1e6:.1f} MB" for a in bundle.artifacts)
+
+
+def _requests_timed(report: Any) -> str:
+    return ", ".join(f"{name}: {count:,} requests" for name, count in report.conditions.requests.items())
 
 
 def _print_answer(answer: dict[str, Any]) -> None:
@@ -272,6 +276,7 @@ def main() -> None:
 
 
 def _main() -> int:
+    warnings.simplefilter("ignore", FutureWarning)  # other packages' renamings are not the user's business
     try:
         app(standalone_mode=False)
     except EdgestillError as error:
@@ -293,7 +298,3 @@ def _main() -> int:
 
 def _complain(message: str) -> None:
     typer.echo(f"edgestill: {' '.join(message.split())}", err=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -58,7 +58,7 @@ def write_jsonl(path: Path, rows: typing.Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file that edgestill itself wrote.
+    """The objects of a JSON-lines file.
 
     Raises:
         EdgestillError: the file is missing or a line is not a JSON object.
@@ -73,17 +73,17 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                     raise EdgestillError(f"{path}:{number} holds {type(value).__name__}, wanted a JSON object")
                 yield value
     except FileNotFoundError:
-        raise EdgestillError(f"{path} is missing", "run the stage that writes it again") from None
-    except json.JSONDecodeError as error:
-        raise EdgestillError(f"{path} is not JSON lines: {error}", "delete the file and run the same command") from None
+        raise EdgestillError(f"no file {path}", "check the path, or run the command that writes it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise EdgestillError(f"{path} is not JSON lines: {error}", "one JSON object a line, UTF-8") from None
 
 
-def disk_error(path: Path, error: OSError) -> EdgestillError:
+def disk_error(path: Path, error: Exception) -> EdgestillError:
     """Say in one line why `path` could not be written, with the space that is left."""
     folder = next((p for p in [path, *path.parents] if p.is_dir()), Path("/"))
     free_mb = shutil.disk_usage(folder).free // 1_000_000
     return EdgestillError(
-        f"cannot write {path}: {error.strerror or error} ({free_mb} MB free there)",
+        f"cannot write {path}: {getattr(error, 'strerror', None) or error} ({free_mb} MB free there)",
         "make room or name another folder with --out, then run the same command",
     )
 

@@ -28,7 +28,7 @@ def test_labels_of_a_report_do_not_overlap(places, level):
     boxes = list(label_boxes(scatter(points, line, "x", "y", str)))
     assert len(boxes) == len(points) + (line is not None)
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    assert all(0 <= box.left and box.right <= RIGHT + 1 for box in boxes)
+    assert all(box.left >= 0 and box.right <= RIGHT + 1 for box in boxes)
 
 
 @given(st.floats(1e-3, 1e9), st.floats(2.5, 1e6))

