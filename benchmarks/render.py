@@ -34,6 +34,8 @@ def terminal_table(report: Report) -> str:
     told = [textwrap.fill(line, TERMINAL_COLUMNS, subsequent_indent="  ") for line in verdicts(report)]
     if any(row[0].endswith("*") for row in table.rows):
         lines.append("* time and memory as taken when the bundle was built")
+    if report.conditions.contended:
+        lines.append(tables.contention_note(report))
     return "\n".join([*lines, "", *told])
 
 
@@ -108,6 +110,7 @@ def _view(report: Report) -> dict[str, object]:
         "headline": headline(report, main),
         "verdicts": list(zip((c.outcome for c in report.comparisons), verdicts(report), strict=True)),
         "main": main,
+        "contention": tables.contention_note(report) if report.conditions.contended else "",
         "tiles": _tiles(report, main),
         "systems": tables.systems_table(report),
         "comparisons": tables.comparisons_table(report),

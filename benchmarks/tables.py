@@ -166,12 +166,15 @@ def notes(report: Report) -> list[str]:
         "others. Energy and the device itself are not priced."
     )
     if report.conditions.contended:
-        found.append(
-            f"The machine was contended (tasks waited {report.conditions.psi_cpu_some_avg10:g} % of the time): read "
-            "the times as upper bounds."
-        )
+        found.append(contention_note(report))
     found.append(f'"{UNKNOWN}" means not measured or not known. MB are 1,000,000 bytes.')
     return found
+
+
+def contention_note(report: Report) -> str:
+    """One sentence for a machine that had other work to do."""
+    waited = report.conditions.psi_cpu_some_avg10
+    return f"The machine was contended (tasks waited {waited:g} % of the time): read the times as upper bounds."
 
 
 def _judging_note(report: Report) -> str:

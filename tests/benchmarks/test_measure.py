@@ -13,7 +13,7 @@ from edgestill.benchmarks.measure import (
     write_measurement,
 )
 from edgestill.runtime import manifest, student
-from edgestill.runtime.bundle import load_bundle
+from edgestill.runtime.bundle import load_bundle, load_task
 from edgestill.runtime.errors import EdgestillError
 
 
@@ -38,17 +38,18 @@ def test_every_test_row_is_answered_once_for_the_predictions(bundle, measured):
     assert {r.probabilities for r in found.requests if r.round > 0} <= {None}
 
 
-def test_answers_are_those_of_the_runtime(bundle, measured):
+def test_a_row_is_answered_alike_in_every_round(measured):
     found, _, _ = measured
-    golden = {row["text"]: row["label"] for row in manifest.read_jsonl(bundle / "golden.jsonl")}
-    texts = {row["id"]: row["text"] for row in manifest.read_jsonl(bundle / "reference" / "test.jsonl")}
-    labels = set(load_labels(bundle))
-    assert {r.label for r in found.requests} <= labels
-    assert golden and texts
+    answers = {(r.row_id, r.label) for r in found.requests}
+    rows = {r.row_id for r in found.requests}
+    assert len(answers) <= len(rows) + 0.02 * len(rows), "only a near tie may flip with what the engine still held"
 
 
-def load_labels(bundle):
-    return student.load(bundle, "onnx").task.label_names
+def test_the_label_is_the_most_likely_of_the_tasks(bundle, measured):
+    found, _, _ = measured
+    for request in (r for r in found.requests if r.round == 0):
+        assert request.label == max(request.probabilities, key=request.probabilities.get)
+        assert list(request.probabilities) == load_task(bundle).label_names
 
 
 def test_clock_and_memory_are_measured(bundle, measured):

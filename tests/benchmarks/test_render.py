@@ -103,3 +103,4 @@ def test_contention_is_stated(handmade, psi, said):
     made = handmade()
     made = dataclasses.replace(made, measurement=dataclasses.replace(made.measurement, psi_cpu_some_avg10=psi))
     assert said in markdown(made.report())
+    assert ("upper bounds" in terminal_table(made.report())) == (psi == 42.0)

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from edgestill.distill.objectives import label_rationale_loss
-from edgestill.distill.packing import Branch, Example, Packed, pack, trunk_length
+from edgestill.distill.packing import Branch, Example, Packed, pack, packed_tokens, trunk_length
 
 WEIGHT = 0.3
 VOCABULARY = 49152
@@ -118,6 +118,12 @@ def test_the_trunk_is_what_all_prompts_share_and_the_whole_prompt_of_a_single_br
     example: Example, length: int
 ) -> None:
     assert trunk_length(example) == length
+
+
+def test_the_tokens_of_a_packed_batch_are_known_beforehand() -> None:
+    for example in EXAMPLES:
+        assert packed_tokens(example) == pack([example]).ids.shape[1]
+    assert sum(map(packed_tokens, EXAMPLES)) == pack(EXAMPLES).ids.shape[1]
 
 
 def layout(tasks: list[int]) -> Packed:

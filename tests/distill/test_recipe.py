@@ -1,5 +1,7 @@
 """The recipe is a contract: what is written in it is what is meant, and what it does not know it refuses by name."""
 
+import re
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ import yaml
 from edgestill.distill.recipe import Recipe, read_recipe, resolve
 from edgestill.runtime.errors import UsageError
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "distill" / "example" / "recipe.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "distill" / "example" / "recipe.yaml"
+REFERENCE = ROOT / "docs" / "recipe.md"
 SHORTEST: dict[str, Any] = {
     "name": "shortest",
     "task": {"instruction": "Which?", "labels": {"red": "like blood", "green": "like grass"}},
@@ -63,6 +67,25 @@ def test_every_default_is_the_documented_one(tmp_path: Path, section: str) -> No
     said = SHORTEST.get(section, {})
     found = written(tmp_path, yaml.safe_dump(SHORTEST)).model_dump(mode="json")[section]
     assert {key: value for key, value in found.items() if key not in said} == DEFAULTS[section]
+
+
+def documented() -> Iterator[tuple[str, str]]:
+    """(dotted key, default as written) of every key in the table of docs/recipe.md."""
+    for line in REFERENCE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `"):
+            keys, default = (cell.strip() for cell in line.strip("|").split("|")[:2])
+            names, values = re.findall("`([^`]+)`", keys), re.findall("`([^`]+)`", default) or [default]
+            yield from zip(names, values * (len(names) if len(values) == 1 else 1), strict=True)
+
+
+def test_the_reference_names_every_key_with_its_default(tmp_path: Path) -> None:
+    found = written(tmp_path, yaml.safe_dump(SHORTEST)).model_dump(mode="json")
+    keys = {"name"} | {f"{section}.{key}" for section, values in found.items() if section != "name" for key in values}
+    assert {key for key, _ in documented()} == keys
+    for key, default in documented():
+        if default != "required" and key != "teacher.path":
+            section, name = key.split(".")
+            assert found[section][name] == (None if default in ("none", "unknown") else yaml.safe_load(default)), key
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_plain_text_stands_for_the_only_field() -> None:
 
 @pytest.mark.parametrize("fields", [{"title": "x"}, {"title": "x", "body": None}])
 def test_a_missing_field_is_named_with_what_was_found(fields: dict[str, Any]) -> None:
-    with pytest.raises(EdgestillError, match="the field 'body' is missing; found .*'title'"):
+    with pytest.raises(EdgestillError, match=r"the field 'body' is missing; found .*'title'"):
         fill_template("{title}{body}", fields)
 
 
@@ -125,7 +125,7 @@ def test_a_beginning_of_sequence_id_stands_first_and_once(tokenizer: Any) -> Non
     assert a_task(bos=1).encode(tokenizer, LONG) == [1, *plain]
 
 
-def test_an_unknown_label_has_no_place(tokenizer: Any) -> None:
+def test_an_unknown_label_has_no_place() -> None:
     task = a_task()
     assert [task.index(name) for name in ("red", "green", "blue")] == [0, 1, -1]
 
