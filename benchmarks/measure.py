@@ -164,9 +164,7 @@ def main(bundle: Path, engine: str, out: Path) -> None:
     student = load(bundle, engine, threads)
     load_s = time.perf_counter() - start
     rss_after_load = rss_bytes()
-    # the rows hold texts that are filled already: the task's own template would wrap them twice
-    student.task = dataclasses.replace(student.task, text="{text}")
-    first = student.predict(rows[-1]["text"])
+    first = student.predict_text(rows[-1]["text"])
     requests = tuple(answer_rows(student, rows))
     artifact = _artifact(bundle, engine)
     measurement = Measurement(
@@ -210,7 +208,7 @@ def answer_rows(student: Student, rows: Sequence[dict[str, Any]]) -> Iterator[Re
 
 
 def _request(student: Student, row: dict[str, Any], number: int, fresh: bool) -> Request:
-    answer = student.predict(row["text"])
+    answer = student.predict_text(row["text"])
     return Request(
         engine=student.artifact.engine,
         row_id=row["id"],

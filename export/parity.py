@@ -114,7 +114,7 @@ def check_answers(bundle: Path, engine: str) -> dict[str, Any]:
     student = load(bundle, engine)
     kept, divergences, worst, margin = 0, [], 0.0, 0.0
     for row in manifest.read_jsonl(bundle / "golden.jsonl"):
-        found = student.predict(row["text"])
+        found = student.predict_text(row["text"])
         p = np.array([row["probabilities"][name] for name in student.task.label_names])
         q = np.array([found.probabilities[name] for name in student.task.label_names])
         kept += found.label == row["label"]

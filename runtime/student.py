@@ -72,7 +72,14 @@ class Student:
             EdgestillError: an empty text, a missing field, or a text longer than a task that refuses long ones takes.
         """
         start = time.perf_counter()
-        ids = self.task.encode(self._tokenizer, self.task.fill(fields))
+        return self._answer(self.task.fill(fields), labels, start)
+
+    def predict_text(self, text: str) -> Prediction:
+        """`predict` for a text that the task's template has been filled into already, as golden and test rows are."""
+        return self._answer(text, None, time.perf_counter())
+
+    def _answer(self, text: str, labels: Sequence[str] | None, start: float) -> Prediction:
+        ids = self.task.encode(self._tokenizer, text)
         with self._lock:
             if labels is None:
                 names: Sequence[str] = self.task.label_names
@@ -122,7 +129,7 @@ class Student:
         """Answer the bundle's golden rows on this device and compare with the trained weights' answers."""
         changed, worst, rows = 0, 0.0, 0
         for row in manifest.read_jsonl(self.folder / "golden.jsonl"):
-            found = self.predict(row["text"])
+            found = self.predict_text(row["text"])
             rows += 1
             changed += found.label != row["label"]
             worst = max(worst, *(abs(found.probabilities[k] - v) for k, v in row["probabilities"].items()))

@@ -93,7 +93,8 @@ def test_a_data_set_folder_gives_the_same_rows(
     write_jsonl(tmp_path / "hub" / "train.jsonl", POOL)
     write_jsonl(tmp_path / "hub" / "test.jsonl", TEST)
     assert load(tmp_path, "hub", "hub") == from_jsonl
-    assert load(tmp_path, f"{tmp_path}/hub:train", f"{tmp_path}/hub:test") == from_jsonl
+    swapped = load(tmp_path, f"{tmp_path}/hub:test", f"{tmp_path}/hub:train", dev_fraction=0.5)
+    assert (swapped.read_pool, swapped.read_test) == (len(TEST), len(POOL))
 
 
 def test_the_same_rows_are_neither_none_nor_few(from_jsonl: Dataset) -> None:
@@ -200,7 +201,7 @@ def test_no_training_row_is_nearly_a_development_row(tmp_path: Path) -> None:
 
 def test_near_means_nearly_the_same_letters_and_not_the_same_subject() -> None:
     others = [SENTENCE.format("green")]
-    texts = [SENTENCE.format("grey"), "a frog in the rain", others[0].upper() + ".", "x", others[0]]
+    texts = [SENTENCE.format("grey"), "a frog in the rain", others[0].upper() + ".", "x", others[0], others[0][:70]]
     assert near_duplicates(texts, others) == {0, 2, 4}
     assert near_duplicates([], others) == near_duplicates(texts, []) == set()
 

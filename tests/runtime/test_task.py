@@ -13,6 +13,10 @@ from edgestill.runtime.task import Label, Task, fill_template, load_tokenizer, t
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 LONG = "the quick brown fox jumps over the lazy dog and goes home to sleep until the morning"
 
+LOOKALIKES = st.lists(st.sampled_from(["{title}", "{body}", "{", "}", "body", "{}", " ", "\n"]), max_size=4).map(
+    "".join
+)
+
 
 @pytest.fixture(scope="module")
 def tokenizer(smollm2: Any) -> Any:
@@ -35,7 +39,7 @@ def a_task(limit: int = 512, rule: str = "refuse", bos: int | None = None) -> Ta
     )
 
 
-@given(title=st.text("{}ab: titlebody", max_size=12), body=st.text("{}ab: titlebody", max_size=12))
+@given(title=LOOKALIKES, body=LOOKALIKES)
 def test_a_value_is_copied_as_it_is_also_when_it_looks_like_a_template(title: str, body: str) -> None:
     assert fill_template("{title}: {body}", {"title": title, "body": body}) == f"{title}: {body}".strip()
 
