@@ -45,6 +45,14 @@ class Session(ABC):
         self._held = list(ids)
         return result
 
+    def forget(self) -> None:
+        """Start the next call afresh.
+
+        int8 kernels round a text computed in two pieces a little differently, so a request that wants the same answer
+        every time begins here.
+        """
+        self._held = []
+
     @abstractmethod
     def _continue(self, kept: int, ids: list[int]) -> Logits:
         """Keep the state of the first `kept` tokens, forget the rest, append `ids`; logits after the last, (V,)."""

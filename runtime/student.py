@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class Student:
 
     def _answer(self, text: str, labels: Sequence[str] | None, start: float) -> Prediction:
         ids = self.task.encode(self._tokenizer, text)
-        with self._lock:
+        with self._fresh_session():
             if labels is None:
                 names: Sequence[str] = self.task.label_names
                 token_ids = [label.token_id for label in self.task.labels]
@@ -121,7 +122,7 @@ class Student:
         """Log-probability in nats of each continuation after `prompt`, summed over its tokens, not normalised."""
         encode = self._tokenizer.encode
         ids = encode(prompt, add_special_tokens=False).ids
-        with self._lock:
+        with self._fresh_session():
             rest = [encode(text, add_special_tokens=False).ids for text in continuations]
             return decode.continuation_logprobs(self._session, ids, rest)
 
@@ -148,11 +149,18 @@ class Student:
             "max_tokens": self._session.max_tokens,
         }
 
+    @contextmanager
+    def _fresh_session(self) -> Iterator[None]:
+        """The session for one request: nobody else's meanwhile, and nothing kept from the request before."""
+        with self._lock:
+            self._session.forget()
+            yield
+
     def _answer_ids(self, name: str) -> list[int]:
         return [*self._tokenizer.encode(" " + name, add_special_tokens=False).ids, self.task.eos_token_id]
 
     def _generate(self, ids: list[int], max_new_tokens: int) -> Iterator[str]:
-        with self._lock:
+        with self._fresh_session():
             tokens = decode.greedy(self._session, ids, [self.task.eos_token_id], max_new_tokens)
             yield from decode.text_pieces(tokens, self._tokenizer)
 
