@@ -45,8 +45,8 @@ class Ledger:
     spent_usd: str | None
     recorded_usd: str | None
     usd_per_1000_requests: float | None
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
     splits: dict[str, int]
     rows_sha256: str
     schema: str = "edgestill-annotations/1"
@@ -76,7 +76,7 @@ def annotate(
         folder: created; what an earlier, interrupted run left there is used when its inputs were the same.
         progress: told (done, total) after each row.
     """
-    inputs = annotations_inputs(recipe, data)
+    inputs = annotations_inputs(recipe, data, teacher)
     path = folder / ROWS_NAME
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
@@ -96,10 +96,10 @@ def annotate(
     return ledger
 
 
-def annotations_inputs(recipe: Recipe, data: Dataset) -> str:
+def annotations_inputs(recipe: Recipe, data: Dataset, teacher: Teacher) -> str:
     """Hash of everything that the answers depend on."""
     rows = [(row.id, row.text, row.gold, row.split) for row in data.rows]
-    return manifest.sha256_json([recipe.sha256("task", "data", "teacher", "student"), rows])
+    return manifest.sha256_json([recipe.sha256("task", "data", "teacher", "student"), rows, teacher.fingerprint])
 
 
 def read_annotations(folder: Path) -> Iterator[tuple[Row, Annotation | Rejection]]:
@@ -169,8 +169,8 @@ def _count(recipe: Recipe, data: Dataset, teacher: Teacher, path: Path, inputs: 
         spent_usd="0",
         recorded_usd=None if recorded is None else str(recorded),
         usd_per_1000_requests=None if per_test is None or not test else float(per_test / len(test) * 1000),
-        prompt_tokens=sum(a.prompt_tokens or 0 for a in answers),
-        completion_tokens=sum(a.completion_tokens or 0 for a in answers),
+        prompt_tokens=_total([a.prompt_tokens for a in answers]),
+        completion_tokens=_total([a.completion_tokens for a in answers]),
         splits=dict(Counter(r.split for r, a in pairs if isinstance(a, Annotation))),
         rows_sha256=manifest.sha256_file(path),
     )
@@ -178,8 +178,13 @@ def _count(recipe: Recipe, data: Dataset, teacher: Teacher, path: Path, inputs: 
 
 def cost_usd(price: Price | None, answers: list[Annotation]) -> Decimal | None:
     """What the answers' tokens cost; None ("unknown", never 0) without a price or when any answer has no usage."""
-    if price is None or any(a.prompt_tokens is None or a.completion_tokens is None for a in answers):
+    tokens_in, tokens_out = _total([a.prompt_tokens for a in answers]), _total([a.completion_tokens for a in answers])
+    if price is None or tokens_in is None or tokens_out is None:
         return None
-    tokens_in = sum(a.prompt_tokens or 0 for a in answers)
-    tokens_out = sum(a.completion_tokens or 0 for a in answers)
     return (tokens_in * price.input + tokens_out * price.output) / 1_000_000
+
+
+def _total(counts: list[int | None]) -> int | None:
+    """The sum, None as soon as one count is unknown."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None

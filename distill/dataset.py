@@ -121,8 +121,11 @@ def _texts(source: str, recipe: Recipe, split: str, read_gold: bool) -> Iterator
     for where, record in read_records(source, split):
         try:
             text = fill_template(recipe.data.text, record)
+            text.encode()
         except EdgestillError as error:
             raise EdgestillError(f"{where}: {error.message}", "mend the row or data.text in the recipe") from None
+        except UnicodeEncodeError:
+            raise EdgestillError(f"{where}: half a surrogate pair, which is no text", "mend the row") from None
         yield Row(row_id(text), text, _gold(record, recipe, where) if read_gold else None, split)
 
 
@@ -192,8 +195,9 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, record in enumerate(csv.DictReader(file, strict=True), 2):
-                yield f"{path}:{number}", {k: v for k, v in record.items() if k is not None}
+            reader = csv.DictReader(file, strict=True)
+            for record in reader:
+                yield f"{path}:{reader.line_num}", {k: v for k, v in record.items() if k is not None}
     except (UnicodeDecodeError, csv.Error) as error:
         raise EdgestillError(f"{path} is not CSV in UTF-8: {error}", "save it again with a header row") from None
 
@@ -209,7 +213,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for record in batch.to_pylist():
                 number += 1
                 yield f"{path} row {number}", record
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise EdgestillError(f"{path} is not a Parquet file that can be read: {error}") from None
 
 

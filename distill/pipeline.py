@@ -55,16 +55,16 @@ def make_plan(recipe_path: Path) -> Plan:
 def run_annotate(plan: Plan, folder: Path, progress: Progress) -> tuple[Ledger, bool]:
     """Annotate all rows into `folder`; (ledger, whether it was done already)."""
     data = load_dataset(plan.recipe, plan.recipe_path)
+    teacher = open_teacher(plan.recipe, plan.recipe_path)
     if (folder / LEDGER_NAME).exists():
         ledger = manifest.load(Ledger, folder / LEDGER_NAME)
-        if ledger.inputs_sha256 == annotations_inputs(plan.recipe, data):
+        if ledger.inputs_sha256 == annotations_inputs(plan.recipe, data, teacher):
             return ledger, True
 
     def fits(text: str) -> bool:
-        task = plan.task
-        return task.too_long != "refuse" or len(plan.tokenizer.encode(text).ids) <= task.max_text_tokens
+        tokens = plan.tokenizer.encode(text, add_special_tokens=False).ids
+        return plan.task.too_long != "refuse" or len(tokens) <= plan.task.max_text_tokens
 
-    teacher = open_teacher(plan.recipe, plan.recipe_path)
     told = lambda done, total: progress("annotate", done, total)  # noqa: E731
     ledger = annotate(plan.recipe, data, teacher, fits, folder, told)
     return ledger, False

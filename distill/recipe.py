@@ -14,6 +14,7 @@ from edgestill.runtime.errors import UsageError
 from edgestill.runtime.manifest import sha256_json
 from edgestill.runtime.task import template_fields
 
+FILE_SUFFIXES = (".jsonl", ".csv", ".parquet")
 NOT_YET = {
     "generate": "free text and per-row choices are planned",
     "extract": "JSON extraction is planned",
@@ -23,7 +24,7 @@ NOT_YET = {
 class Section(BaseModel):
     """One section: frozen, unknown keys refused, values not coerced across types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TaskSection(Section):
@@ -46,18 +47,20 @@ class TaskSection(Section):
     @field_validator("labels", mode="before")
     @classmethod
     def _labels_as_mapping(cls, labels: Any) -> Any:
+        if not isinstance(labels, list | dict):
+            raise ValueError("wanted names with descriptions, or a list of names")
+        for name in labels:
+            if not isinstance(name, str):
+                raise ValueError(f"the label {name!r} is not text for YAML; put it in quotes")
+            if name != name.strip() or not name:
+                raise ValueError(f"the label {name!r} is empty or has blanks around it")
+        if len(set(labels)) != len(labels):
+            raise ValueError("a label is listed twice")
+        if len(labels) < 2:
+            raise ValueError(f"found {len(labels)} labels, wanted at least 2")
         if isinstance(labels, list):
-            if len(set(map(str, labels))) != len(labels):
-                raise ValueError("a label is listed twice")
-            labels = {str(name): "" for name in labels}
-        if isinstance(labels, dict):
-            if len(labels) < 2:
-                raise ValueError(f"found {len(labels)} labels, wanted at least 2")
-            bad = [name for name in labels if not str(name).strip() or str(name) != str(name).strip()]
-            if bad:
-                raise ValueError(f"the label {bad[0]!r} is empty or has blanks around it")
-            labels = {str(name): str(text or "") for name, text in labels.items()}
-        return labels
+            return dict.fromkeys(labels, "")
+        return {name: "" if text is None else text for name, text in labels.items()}
 
 
 class DataSection(Section):
@@ -88,8 +91,8 @@ class DataSection(Section):
 class Price(Section):
     """USD per million tokens."""
 
-    input: Annotated[Decimal, Field(ge=0)]
-    output: Annotated[Decimal, Field(ge=0)]
+    input: Annotated[Decimal, Field(ge=0, strict=False)]
+    output: Annotated[Decimal, Field(ge=0, strict=False)]
 
 
 class TeacherSection(Section):
@@ -114,7 +117,7 @@ class TeacherSection(Section):
 class BudgetSection(Section):
     """Caps on what the teacher may cost; None is no cap. Recorded answers cost nothing."""
 
-    usd: Annotated[Decimal, Field(gt=0)] | None = None
+    usd: Annotated[Decimal, Field(gt=0, strict=False)] | None = None
     requests: Annotated[int, Field(gt=0)] | None = None
 
 
@@ -153,7 +156,7 @@ class TrainSection(Section):
 class ExportSection(Section):
     """What is built."""
 
-    artifacts: tuple[Literal["onnx", "gguf"], ...] = ("onnx", "gguf")
+    artifacts: Annotated[tuple[Literal["onnx", "gguf"], ...], Field(strict=False)] = ("onnx", "gguf")
     quantization: Literal["q4_0", "q8_0"] = "q4_0"
 
     @field_validator("artifacts")
@@ -164,10 +167,13 @@ class ExportSection(Section):
         return artifacts
 
 
+Opponent = Literal["teacher", "base", "floor"]
+
+
 class BenchSection(Section):
     """What the student is compared with."""
 
-    against: tuple[Literal["teacher", "base", "floor"], ...] = ("teacher", "base", "floor")
+    against: Annotated[tuple[Opponent, ...], Field(strict=False)] = ("teacher", "base", "floor")
 
     @field_validator("against")
     @classmethod
@@ -228,8 +234,9 @@ def read_recipe(path: Path) -> Recipe:
 
 def resolve(recipe_path: Path, value: str) -> str:
     """A path of the recipe as seen from the working directory; an id that is no file there is returned unchanged."""
-    candidate = recipe_path.parent / value
-    return str(candidate) if candidate.exists() or Path(value).suffix else value
+    name, colon, split = value.partition(":")  # a folder of data may name its split, as an id does
+    candidate = recipe_path.parent / name
+    return f"{candidate}{colon}{split}" if candidate.exists() or candidate.suffix in FILE_SUFFIXES else value
 
 
 def _first_problem(error: ValidationError) -> str:

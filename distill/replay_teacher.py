@@ -9,6 +9,7 @@ from edgestill.distill.dataset import Row, read_records, row_id
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.teacher import Annotation, Rejection
 from edgestill.runtime.errors import EdgestillError
+from edgestill.runtime.manifest import sha256_file
 
 
 class ReplayTeacher:
@@ -22,6 +23,7 @@ class ReplayTeacher:
         """
         self.name = recipe.teacher.model or f"recorded answers ({path.name})"
         self._labels = list(recipe.task.labels)
+        self.fingerprint = sha256_file(path) if path.is_file() else ""
         self._answers: dict[str, dict[str, Any]] = {}
         for where, record in read_records(str(path), "train"):
             if not isinstance(record.get("text"), str):

@@ -41,9 +41,13 @@ class Rejection:
 
 
 class Teacher(Protocol):
-    """Answers rows one at a time."""
+    """Answers rows one at a time.
+
+    `fingerprint` changes whenever the answers may; it is part of what a finished annotation depends on.
+    """
 
     name: str
+    fingerprint: str
 
     def answer(self, row: Row) -> Annotation | Rejection:
         """The teacher's answer for one row."""

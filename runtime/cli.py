@@ -237,7 +237,8 @@ def _make_plan(recipe: Path) -> Any:
 
 
 def _tokens_asked(ledger: Any) -> str:
-    return f"{ledger.prompt_tokens + ledger.completion_tokens:,} teacher tokens"
+    known = None not in (ledger.prompt_tokens, ledger.completion_tokens)
+    return f"{ledger.prompt_tokens + ledger.completion_tokens:,} teacher tokens" if known else "teacher tokens unknown"
 
 
 def _tokens_trained(run: Any) -> str:

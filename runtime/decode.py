@@ -90,7 +90,10 @@ def greedy(session: Session, prompt: Sequence[int], stop_ids: Sequence[int], max
 
 
 def text_pieces(tokens: Iterator[int], tokenizer: Any) -> Iterator[str]:
-    """Text of a token stream, piece by piece; bytes of an unfinished UTF-8 character wait for the rest."""
+    """Text of a token stream, piece by piece.
+
+    Bytes of an unfinished UTF-8 character wait for the rest, and are dropped when the stream ends inside it.
+    """
     ids: list[int] = []
     sent = ""
     for token in tokens:
@@ -99,6 +102,6 @@ def text_pieces(tokens: Iterator[int], tokenizer: Any) -> Iterator[str]:
         if len(text) > len(sent) and not text.endswith("�"):
             yield text[len(sent) :]
             sent = text
-    text = tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
+    text = tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd") if ids else ""
     if len(text) > len(sent):
         yield text[len(sent) :]

@@ -3,6 +3,7 @@
 A folder with its manifest is whole; a folder without one is rubble. Writers therefore write the manifest last.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -34,16 +35,17 @@ def sha256_json(value: object) -> str:
 
 def write_text_atomic(path: Path, text: str) -> None:
     """Write `text` so that a reader sees the old file or the whole new one, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise disk_error(path, error) from error
 
 
@@ -121,11 +123,15 @@ def _build(cls: Any, value: Any, where: str) -> Any:
             found = sorted(value) if isinstance(value, dict) else type(value).__name__
             raise EdgestillError(f"{where} holds {found}, wanted the keys {sorted(hints)}")
         return cls(**{key: _build(hints[key], value[key], f"{where}:{key}") for key in hints})
-    if origin is tuple:
+    if origin is tuple and isinstance(value, list):
         return tuple(_build(arguments[0], item, where) for item in value)
-    if origin is dict:
+    if origin is dict and isinstance(value, dict):
         return {key: _build(arguments[1], item, where) for key, item in value.items()}
     if origin in (types.UnionType, typing.Union):
         inner = [a for a in arguments if a is not type(None)]
         return None if value is None else _build(inner[0], value, where)
+    if origin in (tuple, dict):
+        raise EdgestillError(
+            f"{where} holds {type(value).__name__}, wanted a {'list' if origin is tuple else 'mapping'}"
+        )
     return value

@@ -4,6 +4,7 @@ A prompt is the text plus a short suffix; no system turn and no label list, beca
 Does not run a model and does not know which engine will.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,9 +92,16 @@ class Task:
                 f"the text has {len(encoding.ids)} tokens, the task takes at most {self.max_text_tokens}",
                 "shorten it, or set data.too_long to cut_tail or cut_head and train again",
             )
-        if self.too_long == "cut_tail":
-            return text[: encoding.offsets[self.max_text_tokens - 1][1]].rstrip()
-        return text[encoding.offsets[-self.max_text_tokens][0] :].lstrip()
+        for kept in range(self.max_text_tokens, 0, -1):  # a cut can make new tokens: rarely more than one try
+            if self.too_long == "cut_tail":
+                part = text[: encoding.offsets[kept - 1][1]].rstrip()
+            else:
+                part = text[encoding.offsets[-kept][0] :].lstrip()
+            if part and len(tokenizer.encode(part, add_special_tokens=False).ids) <= self.max_text_tokens:
+                return part
+        raise EdgestillError(
+            f"no part of the text fits into {self.max_text_tokens} tokens", "raise data.max_text_tokens"
+        )
 
     def index(self, name: str) -> int:
         """Position of a label in every probability vector; -1 for a name the task does not know."""
@@ -113,12 +121,9 @@ def fill_template(template: str, fields: str | Mapping[str, Any]) -> str:
     missing = [name for name in names if fields.get(name) is None]
     if missing:
         raise EdgestillError(f"the field {missing[0]!r} is missing; found {sorted(fields)}, wanted {names}")
-    text = template
-    for name in names:
-        text = text.replace("{" + name + "}", "\0" + name + "\0")
-    for name in names:  # two passes: a field's own braces are text, not a template
-        text = text.replace("\0" + name + "\0", str(fields[name]))
-    text = text.strip()
+    values = fields
+    pattern = "|".join(re.escape("{" + name + "}") for name in names)  # one pass: a field's own braces are text
+    text = re.sub(pattern, lambda match: str(values[match[0][1:-1]]), template).strip()
     if not text:
         raise EdgestillError("the text is empty", "pass at least one word")
     return text

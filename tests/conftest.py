@@ -100,7 +100,7 @@ def tiny_recipe(tmp_path: Path, tiny_base: Path) -> Path:
     (tmp_path / "recipe.yaml").write_text(
         f"""
 name: tiny
-task: {{kind: classify, instruction: Which colour?, labels: [red, green]}}
+task: {{kind: classify, instruction: "Which colour?", labels: [red, green]}}
 data: {{pool: pool.jsonl, test: test.jsonl, gold: gold, dev_fraction: 0.2}}
 teacher: {{kind: replay, path: teacher.jsonl}}
 student: {{base: {tiny_base}, lora: {{r: 8, alpha: 32}}}}

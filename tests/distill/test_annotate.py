@@ -48,6 +48,7 @@ class CountingTeacher:
     """Answers every text but the ones with "bad" in them, remembers what it was asked, and may die on the way."""
 
     name = "counting"
+    fingerprint = "always the same"
 
     def __init__(self, dies_after: int | None = None, usage: bool = True) -> None:
         self.asked: list[str] = []
