@@ -1,9 +1,10 @@
 """The base's tokenizer.json as GGUF metadata, with the pre-tokenizer name found by trial against llama.cpp itself."""
 
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from edgestill.runtime.task import Task, load_tokenizer
 
 # llama_token_type of the GGUF specification
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-VOCABULARY_CONTEXT = 512  # llama-cpp-python opens a context of this size even for a vocabulary
 # Names llama.cpp knows for byte-level BPE, in the order they are tried.
 PRE_CANDIDATES = ("smollm", "llama-bpe", "qwen2", "gpt-2", "smaug-bpe", "starcoder", "refact", "command-r", "olmo")
 
@@ -112,20 +112,35 @@ def find_pre(folder: Path, config: dict[str, Any], task: Task, probes: Sequence[
 
 def mismatches(path: Path, reference: Any, probes: Iterable[str]) -> list[str]:
     """Texts on which llama.cpp, reading the GGUF file at `path`, gives other token ids than `reference`."""
+    with _llama_tokenizer(path) as token_ids:
+        return [text for text in probes if token_ids(text) != reference.encode(text, add_special_tokens=False).ids]
+
+
+@contextmanager
+def _llama_tokenizer(path: Path) -> Iterator[Callable[[str], list[int]]]:
+    """llama.cpp's own token ids for a text, special tokens read as text; the vocabulary only, without a context."""
     try:
         import llama_cpp
     except ImportError:
         raise missing_package("llama-cpp-python", INSTALL_COMMAND) from None
-    llama = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # else it prints the whole vocabulary's metadata
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.vocab_only = True
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
+    if not model:
+        raise GateFailed(f"llama.cpp cannot read the vocabulary of {path}")
+    vocabulary = llama_cpp.llama_model_get_vocab(model)
+
+    def token_ids(text: str) -> list[int]:
+        data = text.encode()
+        room = (llama_cpp.llama_token * (len(data) + 1))()
+        count = llama_cpp.llama_tokenize(vocabulary, data, len(data), room, len(room), False, False)
+        return list(room[:count])
+
     try:
-        return [
-            text
-            for text in probes
-            if llama.tokenize(text.encode(), add_bos=False, special=False)
-            != reference.encode(text, add_special_tokens=False).ids
-        ]
+        yield token_ids
     finally:
-        llama.close()
+        llama_cpp.llama_model_free(model)
 
 
 @contextmanager
@@ -138,7 +153,6 @@ def _vocabulary(tokenizer: GgufTokenizer) -> Iterator[Path]:
     path = Path(name)
     try:
         writer = gguf.GGUFWriter(path, "llama")
-        writer.add_context_length(VOCABULARY_CONTEXT)
         add_tokenizer(writer, tokenizer)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -143,6 +143,35 @@ def test_every_stage_prints_one_json_object_and_is_not_done_twice(cli: Cli, tiny
         assert "done before" in second.stderr
 
 
+def test_labels_that_begin_alike_get_tokens_of_their_own_and_both_engines_answer_by_them(
+    cli: Cli, tiny_recipe: Path
+) -> None:
+    run = tiny_recipe.parent / "run"
+    names = {"red": "deep red", "green": "deep green"}
+    for name in ("test.jsonl", "teacher.jsonl"):
+        path = tiny_recipe.parent / name
+        text = path.read_text(encoding="utf-8")
+        for old, new in names.items():
+            text = text.replace(f'"gold": "{old}"', f'"gold": "{new}"').replace(
+                f'"label": "{old}"', f'"label": "{new}"'
+            )
+        path.write_text(text, encoding="utf-8")
+    recipe = recipe_text(tiny_recipe).replace("[red, green]", "[deep red, deep green]")
+    tiny_recipe.write_text(recipe, encoding="utf-8")
+    built = cli("build", tiny_recipe, "--out", run)
+    assert built.returncode == 0, built.stderr
+    task = json.loads((run / "bundle" / "task.json").read_text(encoding="utf-8"))
+    assert task["answer"] == "token"
+    assert len({label["token_id"] for label in task["labels"]}) == 2
+    for engine in ("onnx", "gguf"):
+        for text, label in (
+            ("lime number 3 next to a moss", "deep green"),
+            ("ruby number 2 next to a blood", "deep red"),
+        ):
+            done = cli("run", run / "bundle", text, "--engine", engine, "--json")
+            assert json.loads(done.stdout)["label"] == label
+
+
 def test_help_is_quick_and_names_every_verb(cli: Cli) -> None:
     times = []
     for _ in range(5):
