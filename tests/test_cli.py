@@ -1,7 +1,9 @@
 """A user's mistakes: one line each with what was found, what was wanted and what to type; no traceback, ever."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -109,28 +111,35 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_whole(tiny_recipe
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("stage", ["annotate", "train", "export", "bench"])
-def test_kill_9_in_a_stage_then_the_same_command_again_finishes(cli: Cli, tiny_recipe: Path, stage: str) -> None:
+def test_kill_9_in_every_stage_then_the_same_command_again_finishes(cli: Cli, tiny_recipe: Path) -> None:
     run = tiny_recipe.parent / "run"
-    begun = {
+    signs_of_work = {
         "annotate": run / "annotations" / "annotations.jsonl",
-        "train": run / "student" / "task.json",
+        "train": run / "student" / "adapter",
+        "evaluate": run / "student" / "predictions-student.jsonl",
         "export": run / "bundle.partial",
         "bench": run / "report",
-    }[stage]
-    command = [str(Path(sys.executable).parent / "edgestill"), "build", str(tiny_recipe), "--out", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 240
-    while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -9, "the stage was over before it could be killed"
+    }
+    for stage, begun in signs_of_work.items():
+        kill_when(begun, stage, tiny_recipe, run)
+        assert not (run / "report" / "report.json").exists()
     again = cli("build", tiny_recipe, "--out", run, "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["schema"] == "edge-report/1"
     assert not (run / "bundle.partial").exists()
     ledger = json.loads((run / "annotations" / "annotations.json").read_text(encoding="utf-8"))
     assert ledger["accepted"] + sum(ledger["rejected"].values()) + ledger["pending"] == ledger["rows"]
+
+
+def kill_when(begun: Path, stage: str, recipe: Path, run: Path) -> None:
+    """Start a build and kill its whole process group as soon as `begun` appears."""
+    command = [str(Path(sys.executable).parent / "edgestill"), "build", str(recipe), "--out", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, f"{stage} was over before it could be killed"
 
 
 def test_every_stage_prints_one_json_object_and_is_not_done_twice(cli: Cli, tiny_recipe: Path) -> None:
