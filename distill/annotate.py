@@ -97,9 +97,10 @@ def annotate(
 
 
 def annotations_inputs(recipe: Recipe, data: Dataset, teacher: Teacher) -> str:
-    """Hash of everything that the answers depend on."""
+    """Hash of everything that the answers depend on; a price or a licence note is not among it."""
     rows = [(row.id, row.text, row.gold, row.split) for row in data.rows]
-    return manifest.sha256_json([recipe.sha256("task", "data", "teacher", "student"), rows, teacher.fingerprint])
+    asked = [recipe.sha256("task", "data"), recipe.student.base, recipe.teacher.kind, recipe.teacher.model]
+    return manifest.sha256_json([asked, rows, teacher.fingerprint])
 
 
 def read_annotations(folder: Path) -> Iterator[tuple[Row, Annotation | Rejection]]:

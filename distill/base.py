@@ -58,7 +58,7 @@ def prepare_base(spec: str, relative_to: Path = Path()) -> Base:
     """
     if spec.startswith(PACKAGE_PREFIX):
         return _from_package(spec)
-    folder = (relative_to / spec).expanduser()
+    folder = relative_to / Path(spec).expanduser()
     if folder.is_dir():
         return _from_folder(spec, folder.resolve())
     if spec.startswith((".", "/", "~")) or spec.count("/") > 1:

@@ -102,6 +102,7 @@ def _student(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]
     token_ids = [label.token_id for label in task.labels]
 
     def predict(text: str) -> list[float]:
+        session.forget()  # as the device does: nothing is kept from the request before
         ids = task.encode(tokenizer, text)
         return [float(p) for p in decode.label_probabilities(session.logits(ids), token_ids)]
 
@@ -122,9 +123,8 @@ def _base(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]) -
     load_s = time.perf_counter() - start
     candidates = dict(_base_predictors(student, task, session))
     best = max(candidates, key=lambda name: _agreement(candidates[name], task, pairs["dev"]))
-    return System(
-        candidates[best], _weights_bytes(model), load_s, f"float32, untrained, {best} prompt with the label list"
-    )
+    note = f"float32, untrained, {best} prompt with the label list, whose constant part is computed once"
+    return System(candidates[best], _weights_bytes(model), load_s, note)
 
 
 def _base_predictors(student: Path, task: Task, session: Any) -> Iterator[tuple[str, Predict]]:

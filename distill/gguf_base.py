@@ -54,10 +54,11 @@ def convert(source: Path, folder: Path) -> Converted:
             f"{source.name} is a {architecture!r} with tokenizer {pre!r}, wanted 'llama' with one of {SUPPORTED_PRE}",
             "name a Hugging Face folder of that model instead",
         )
+    tied = "output.weight" not in {tensor.name for tensor in reader.tensors}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sha256 = _write_weights(reader, values, folder / "model.safetensors")
-        _write_json(folder / "config.json", _config(values))
+        _write_json(folder / "config.json", _config(values, tied))
         _write_json(folder / "generation_config.json", _generation_config(values))
         _write_tokenizer(values, folder)
     except (OSError, SafetensorError) as error:
@@ -120,7 +121,7 @@ def _hf_name(name: str) -> str:
     return f"model.layers.{layer}.{_BLOCK_NAMES[kind]}.{suffix}"
 
 
-def _config(values: dict[str, Any]) -> dict[str, Any]:
+def _config(values: dict[str, Any], tied: bool) -> dict[str, Any]:
     heads, width = values["llama.attention.head_count"], values["llama.embedding_length"]
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -141,7 +142,7 @@ def _config(values: dict[str, Any]) -> dict[str, Any]:
         "rms_norm_eps": float(f"{values['llama.attention.layer_norm_rms_epsilon']:.6g}"),
         "rope_theta": values["llama.rope.freq_base"],
         "rope_parameters": {"rope_type": "default", "rope_theta": values["llama.rope.freq_base"]},
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": tied,
         "torch_dtype": "float32",
         "vocab_size": len(values["tokenizer.ggml.tokens"]),
     }
@@ -153,6 +154,14 @@ def _generation_config(values: dict[str, Any]) -> dict[str, Any]:
         "eos_token_id": values["tokenizer.ggml.eos_token_id"],
         "pad_token_id": values.get("tokenizer.ggml.padding_token_id"),
     }
+
+
+_SPECIAL_TOKENS = {
+    "bos_token": "tokenizer.ggml.bos_token_id",
+    "eos_token": "tokenizer.ggml.eos_token_id",
+    "pad_token": "tokenizer.ggml.padding_token_id",
+    "unk_token": "tokenizer.ggml.unknown_token_id",
+}
 
 
 def _write_tokenizer(values: dict[str, Any], folder: Path) -> None:
@@ -179,10 +188,7 @@ def _write_tokenizer(values: dict[str, Any], folder: Path) -> None:
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": bool(values.get("tokenizer.ggml.add_bos_token", False)),
-        "bos_token": tokens[values["tokenizer.ggml.bos_token_id"]],
-        "eos_token": tokens[values["tokenizer.ggml.eos_token_id"]],
-        "pad_token": tokens[values["tokenizer.ggml.padding_token_id"]],
-        "unk_token": tokens[values["tokenizer.ggml.unknown_token_id"]],
+        **{name: tokens[values[key]] for name, key in _SPECIAL_TOKENS.items() if key in values},
         "clean_up_tokenization_spaces": False,
         "model_max_length": values["llama.context_length"],
     }

@@ -58,8 +58,9 @@ def run_annotate(plan: Plan, folder: Path, progress: Progress) -> tuple[Ledger, 
     teacher = open_teacher(plan.recipe, plan.recipe_path)
     if (folder / LEDGER_NAME).exists():
         ledger = manifest.load(Ledger, folder / LEDGER_NAME)
-        if ledger.inputs_sha256 == annotations_inputs(plan.recipe, data, teacher):
-            return ledger, True
+        unchanged = ledger.inputs_sha256 == annotations_inputs(plan.recipe, data, teacher)
+        if unchanged and ledger.recipe_sha256 == plan.recipe.sha256():
+            return ledger, True  # with another price, say, the answers stand and are counted again
 
     def fits(text: str) -> bool:
         tokens = plan.tokenizer.encode(text, add_special_tokens=False).ids
@@ -77,14 +78,19 @@ def run_train(plan: Plan, annotations: Path, folder: Path, progress: Progress) -
         EdgestillError: no finished annotations, or too few accepted rows.
     """
     ledger = manifest.load(Ledger, annotations / LEDGER_NAME)
-    inputs = _train_inputs(plan, ledger)
+    data, teacher = load_dataset(plan.recipe, plan.recipe_path), open_teacher(plan.recipe, plan.recipe_path)
+    if ledger.inputs_sha256 != annotations_inputs(plan.recipe, data, teacher):
+        raise EdgestillError(
+            f"{annotations} was made from another recipe or other data", f"type: edgestill annotate {plan.recipe_path}"
+        )
+    inputs = _run_inputs(plan, ledger)
     if (folder / RUN_NAME).exists():
         run = manifest.load(StudentRun, folder / RUN_NAME)
         if run.inputs_sha256 == inputs:
             return run, True
     (folder / RUN_NAME).unlink(missing_ok=True)
     try:
-        training = _adapter(plan, annotations, folder, inputs, progress)
+        training = _adapter(plan, annotations, folder, _adapter_inputs(plan, ledger), progress)
         _write_reference(plan, annotations, folder)
     except OSError as error:
         raise manifest.disk_error(folder, error) from error
@@ -94,9 +100,30 @@ def run_train(plan: Plan, annotations: Path, folder: Path, progress: Progress) -
     return run, False
 
 
-def _train_inputs(plan: Plan, ledger: Ledger) -> str:
-    sections = plan.recipe.sha256("name", "task", "select", "student", "train", "bench")
-    return manifest.sha256_json([sections, ledger.rows_sha256, plan.base.weights_sha256, dataclasses.asdict(plan.task)])
+def check_student(plan: Plan, annotations: Path, folder: Path) -> None:
+    """Refuse a student that an earlier state of this recipe or of its annotations made.
+
+    Raises:
+        EdgestillError: also when one of the two is not there.
+    """
+    ledger = manifest.load(Ledger, annotations / LEDGER_NAME)
+    run = manifest.load(StudentRun, folder / RUN_NAME)
+    if run.inputs_sha256 != _run_inputs(plan, ledger):
+        raise EdgestillError(f"{folder} was made from another recipe", f"type: edgestill train {plan.recipe_path}")
+
+
+def _adapter_inputs(plan: Plan, ledger: Ledger) -> str:
+    """Hash of everything the trained weights depend on."""
+    sections = plan.recipe.sha256("task", "select", "student", "train")
+    base = [manifest.sha256_file(p) for name in COPIED_FILES if (p := Path(plan.base.folder) / name).exists()]
+    weights = [*base, plan.base.weights_sha256]
+    return manifest.sha256_json([sections, ledger.rows_sha256, weights, dataclasses.asdict(plan.task)])
+
+
+def _run_inputs(plan: Plan, ledger: Ledger) -> str:
+    """Hash of everything the run depends on: its weights, what it is compared with, what its manifest says."""
+    sections = plan.recipe.sha256("name", "teacher", "bench")
+    return manifest.sha256_json([_adapter_inputs(plan, ledger), sections, ledger.usd_per_1000_requests])
 
 
 def _adapter(plan: Plan, annotations: Path, folder: Path, inputs: str, progress: Progress) -> Any:
@@ -108,6 +135,7 @@ def _adapter(plan: Plan, annotations: Path, folder: Path, inputs: str, progress:
         training = manifest.load(Training, place / FACTS_NAME)
         if training.inputs_sha256 == inputs:
             return training
+    (place / FACTS_NAME).unlink(missing_ok=True)  # first: a folder that is half deleted must not look whole
     shutil.rmtree(folder, ignore_errors=True)
     pairs, dev = accepted(annotations, "train"), accepted(annotations, "dev")
     if not pairs or not dev:

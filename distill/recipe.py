@@ -24,7 +24,7 @@ NOT_YET = {
 class Section(BaseModel):
     """One section: frozen, unknown keys refused, values not coerced across types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TaskSection(Section):
@@ -217,10 +217,10 @@ def read_recipe(path: Path) -> Recipe:
     import yaml
 
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _loader())
     except (FileNotFoundError, IsADirectoryError):
         raise UsageError(f"no recipe file {path}", "name a .yaml file; `edgestill example` writes one") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise UsageError(
@@ -230,6 +230,21 @@ def read_recipe(path: Path) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise UsageError(f"{path}: {_first_problem(error)}") from None
+
+
+def _loader() -> Any:
+    """YAML's safe loader, but a key that stands twice is an error: the first would be lost without a word."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key.value for key, _ in node.value]
+            twice = next((key for key in keys if keys.count(key) > 1), None)
+            if twice is not None:
+                raise ValueError(f"the key {twice!r} stands twice, line {node.start_mark.line + 1}")
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def resolve(recipe_path: Path, value: str) -> str:

@@ -1,6 +1,7 @@
 """A teacher whose answers were recorded: one JSON object a line, found again by the row's text. Sends nothing."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ class ReplayTeacher:
             EdgestillError: the file is missing or not JSON lines, or a record has no text.
         """
         self.name = recipe.teacher.model or f"recorded answers ({path.name})"
+        if not path.is_file():
+            raise EdgestillError(f"teacher.path: no file {path}", "name a JSON-lines file of recorded answers")
         self._labels = list(recipe.task.labels)
-        self.fingerprint = sha256_file(path) if path.is_file() else ""
+        self.fingerprint = sha256_file(path)
         self._answers: dict[str, dict[str, Any]] = {}
         for where, record in read_records(str(path), "train"):
             if not isinstance(record.get("text"), str):
                 raise EdgestillError(f"{where}: no field 'text', found {sorted(record)}", "mend the recorded answers")
+            _check(where, record)
             self._answers[row_id(record["text"].strip())] = record
 
     def answer(self, row: Row) -> Annotation | Rejection:
@@ -52,6 +56,21 @@ class ReplayTeacher:
             latency_ms=None,
             raw=raw,
         )
+
+
+def _check(where: str, record: dict[str, Any]) -> None:
+    """Refuse a record whose optional fields are of another kind than they should be."""
+    usage, chances = record.get("usage") or {}, record.get("probabilities") or {}
+    counts = [usage.get(key) for key in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else ["?"]
+    if not all(count is None or type(count) is int for count in counts):
+        raise EdgestillError(f"{where}: usage is {usage!r:.80}, wanted prompt_tokens and completion_tokens as numbers")
+    values = chances.values() if isinstance(chances, dict) else ["?"]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        raise EdgestillError(f"{where}: probabilities are {chances!r:.80}, wanted a number for each label")
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise EdgestillError(f"{where}: half a surrogate pair, which is no text", "mend the recorded answers") from None
 
 
 def _distribution(found: object, labels: list[str]) -> dict[str, float] | None:

@@ -3,6 +3,7 @@
 Does not evaluate on test rows and does not merge.
 """
 
+import functools
 import math
 import random
 import shutil
@@ -124,6 +125,7 @@ def train_student(
     return facts
 
 
+@functools.cache
 def compute_dtype() -> torch.dtype:
     """bfloat16 where the processor multiplies it natively, else float32; adapter weights are float32 either way."""
     native = {"avx512_bf16", "amx_int8", "bf16"} & set(describe_device().isa)

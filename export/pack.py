@@ -91,12 +91,12 @@ def run_export(student: Path, export: dict[str, Any], folder: Path, progress: Pr
     build = _Build(run, student, partial, load_task(student), config, export)
     try:
         bundle = _build_in(build, chain, progress)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise manifest.disk_error(folder, error) from error
-    except GateFailed:
-        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise manifest.disk_error(folder, error) from error
         raise
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first: a folder that is half deleted must not look whole
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return bundle, False

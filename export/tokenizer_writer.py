@@ -29,6 +29,7 @@ class GgufTokenizer:
     merges: tuple[str, ...]
     pre: str
     bos_token_id: int | None
+    add_bos: bool
     eos_token_id: int
     pad_token_id: int | None
     chat_template: str | None
@@ -62,14 +63,15 @@ def read_tokenizer(folder: Path, config: dict[str, Any], task: Task, pre: str) -
         merges=tuple(merges),
         pre=pre,
         bos_token_id=task.bos_token_id if task.bos_token_id is not None else config.get("bos_token_id"),
+        add_bos=task.bos_token_id is not None,
         eos_token_id=task.eos_token_id,
         pad_token_id=config.get("pad_token_id"),
         chat_template=template.read_text(encoding="utf-8") if template.exists() else None,
     )
 
 
-def add_tokenizer(writer: Any, tokenizer: GgufTokenizer, add_bos: bool = False) -> None:
-    """Write the tokenizer's keys; the prompt renderer adds a beginning-of-sequence id itself, so llama.cpp must not."""
+def add_tokenizer(writer: Any, tokenizer: GgufTokenizer) -> None:
+    """Write the tokenizer's keys; other programs add a beginning-of-sequence id where training did."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(tokenizer.pre)
     writer.add_token_list(list(tokenizer.tokens))
@@ -80,7 +82,7 @@ def add_tokenizer(writer: Any, tokenizer: GgufTokenizer, add_bos: bool = False) 
     writer.add_eos_token_id(tokenizer.eos_token_id)
     if tokenizer.pad_token_id is not None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
-    writer.add_add_bos_token(add_bos)
+    writer.add_add_bos_token(tokenizer.add_bos)
     writer.add_add_space_prefix(False)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)

@@ -79,7 +79,10 @@ def load_task(folder: Path) -> Task:
 
 
 def changed_files(folder: Path, bundle: Bundle) -> list[str]:
-    """One line for every file whose bytes are not what the manifest says, and for every missing or foreign one."""
+    """One line for every file whose bytes are not what the manifest says, and for every missing or foreign one.
+
+    Hidden files are left alone: hubs and version control bring their own.
+    """
     problems = []
     for name, sha256 in bundle.files.items():
         path = folder / name
@@ -88,5 +91,6 @@ def changed_files(folder: Path, bundle: Bundle) -> list[str]:
         elif manifest.sha256_file(path) != sha256:
             problems.append(f"{name} was changed: its sha256 is not the one in {MANIFEST_NAME}")
     known = {*bundle.files, MANIFEST_NAME}
-    present = (p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file())
-    return problems + [f"{name} is not listed in {MANIFEST_NAME}" for name in present if name not in known]
+    present = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    foreign = [p for p in present if p.as_posix() not in known and not any(part.startswith(".") for part in p.parts)]
+    return problems + [f"{path.as_posix()} is not listed in {MANIFEST_NAME}" for path in foreign]

@@ -6,6 +6,7 @@ stdout carries the answer, stderr the talk. Exit codes: 0 done, 1 error, 2 gate 
 
 import dataclasses
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -67,7 +68,7 @@ def build(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
     stages.train()
     stages.export()
     report = stages.bench(stages.folder / "bundle")
-    _answer_report(as_json, report, stages.folder / "bundle", stages.example_text())
+    _answer_report(as_json, report, stages.folder / "bundle")
 
 
 @app.command()
@@ -108,25 +109,21 @@ def bench(
         bundle = stages.folder / "bundle"
     else:
         stages, bundle = _Stages(None, out or target.resolve().parent), target
-    report = stages.bench(bundle)
-    _answer_report(as_json, report, bundle, stages.example_text())
+    _answer_report(as_json, stages.bench(bundle), bundle)
 
 
 @app.command()
 def run(
     bundle: BundleFolder,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="What to label.")] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", metavar="ROWS", help="JSON lines with the task's fields.")
-    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", metavar="ROWS", help="JSON lines of fields.")] = None,
     engine: Annotated[str | None, typer.Option(help="onnx or gguf.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores this process may use.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Add the student's reason.")] = False,
     as_json: Json = False,
 ) -> None:
     """Answer one text, or every row of a file (one JSON object a line)."""
-    from edgestill.runtime import manifest
-    from edgestill.runtime.student import load
+    from edgestill.runtime import load, manifest
 
     if (text is None) == (file is None):
         raise UsageError("wanted a TEXT or --file ROWS, one of them", f'type: edgestill run {bundle} "some text"')
@@ -201,22 +198,18 @@ class _Stages:
         return self._timed("train", lambda tell: run_train(self._plan, annotations, student, tell), _tokens_trained)
 
     def export(self) -> Any:
+        from edgestill.distill.pipeline import check_student
         from edgestill.export.pack import run_export
 
         section = self._plan.recipe.export.model_dump(mode="json")
         student, bundle = self.folder / "student", self.folder / "bundle"
+        check_student(self._plan, self.folder / "annotations", student)
         return self._timed("export", lambda tell: run_export(student, section, bundle, tell), _bytes_written)
 
     def bench(self, bundle: Path) -> Any:
         from edgestill.benchmarks.bench import run_bench
 
         return self._timed("bench", lambda tell: run_bench(bundle, self.folder / "report", tell), _requests_timed)
-
-    def example_text(self) -> str:
-        from edgestill.runtime import manifest
-
-        rows = manifest.read_jsonl(self.folder / "bundle" / "golden.jsonl")
-        return str(next(rows)["text"]) if (self.folder / "bundle" / "golden.jsonl").exists() else "..."
 
     def _timed(self, name: str, work: Callable[[Any], tuple[Any, bool]], tokens: Callable[[Any], str]) -> Any:
         from edgestill.runtime.progress import stage
@@ -237,8 +230,8 @@ def _make_plan(recipe: Path) -> Any:
 
 
 def _tokens_asked(ledger: Any) -> str:
-    known = None not in (ledger.prompt_tokens, ledger.completion_tokens)
-    return f"{ledger.prompt_tokens + ledger.completion_tokens:,} teacher tokens" if known else "teacher tokens unknown"
+    counts = (ledger.prompt_tokens, ledger.completion_tokens)
+    return "teacher tokens unknown" if None in counts else f"{sum(counts):,} teacher tokens"
 
 
 def _tokens_trained(run: Any) -> str:
@@ -260,10 +253,12 @@ def _print_answer(answer: dict[str, Any]) -> None:
         typer.echo(answer["reason"])
 
 
-def _answer_report(as_json: bool, report: Any, bundle: Path, text: str) -> None:
+def _answer_report(as_json: bool, report: Any, bundle: Path) -> None:
     from edgestill.benchmarks.render import terminal_table
+    from edgestill.runtime import manifest
 
-    _answer(as_json, dataclasses.asdict(report), terminal_table(report), f'edgestill run {bundle} "{text}"')
+    text = shlex.quote(str(next(manifest.read_jsonl(bundle / "golden.jsonl"))["text"]))
+    _answer(as_json, dataclasses.asdict(report), terminal_table(report), f"edgestill run {bundle} {text}")
 
 
 def _answer(as_json: bool, facts: dict[str, Any], text: str, following: str) -> None:
@@ -290,6 +285,9 @@ def _main() -> int:
         if (error.name or "").startswith("edgestill"):
             raise
         _complain(str(missing_package(str(error.name), BUILD_INSTALL)))
+        return 1
+    except OSError as error:
+        _complain(f"{error.filename or 'a file'}: {error.strerror or error} - check the path and its permissions")
         return 1
     except (typer.Abort, KeyboardInterrupt):
         _complain("stopped; the same command goes on from here")

@@ -37,6 +37,10 @@ class BudgetReached(EdgestillError):
     exit_code = 4
 
 
-def missing_package(package: str, command: str) -> EdgestillError:
+class MissingPackage(EdgestillError):
+    """An optional package that is needed here is not installed."""
+
+
+def missing_package(package: str, command: str) -> MissingPackage:
     """The error for an optional package that is not installed: `command` installs it."""
-    return EdgestillError(f"the package {package} is needed here and not installed", f"type: {command}")
+    return MissingPackage(f"the package {package} is needed here and not installed", f"type: {command}")

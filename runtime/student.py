@@ -17,7 +17,7 @@ from edgestill.runtime.errors import EdgestillError, UsageError
 from edgestill.runtime.gguf_session import GgufSession
 from edgestill.runtime.onnx_session import OnnxSession
 from edgestill.runtime.session import Session
-from edgestill.runtime.task import Task, load_tokenizer
+from edgestill.runtime.task import ANSWER_ROOM_TOKENS, Task, load_tokenizer
 
 ENGINES = {"onnx": OnnxSession, "gguf": GgufSession}
 DEFAULT_ENGINE = "onnx"
@@ -166,7 +166,7 @@ class Student:
 
 
 def load(
-    path: str | Path, engine: str | None = None, threads: int | None = None, max_tokens: int = DEFAULT_MAX_TOKENS
+    path: str | Path, engine: str | None = None, threads: int | None = None, max_tokens: int | None = None
 ) -> Student:
     """Load a bundle for use on this machine.
 
@@ -174,7 +174,8 @@ def load(
         path: folder of a bundle.
         engine: "onnx" or "gguf"; default ONNX when the bundle has it.
         threads: default: the cores this process may run on.
-        max_tokens: longest prompt plus answer, in tokens; at most the model's own context.
+        max_tokens: longest prompt plus answer, in tokens, at most the model's own context; default: 1024, or what the
+            task's longest text needs.
 
     Raises:
         EdgestillError: no whole bundle there, an engine the bundle has no file for, or a file that does not open.
@@ -182,9 +183,11 @@ def load(
     folder = Path(path)
     bundle = load_bundle(folder)
     artifact = _choose(bundle, engine)
-    limit = min(max_tokens, bundle.context_tokens)
+    task = load_task(folder)
+    wanted = max_tokens or max(DEFAULT_MAX_TOKENS, task.max_text_tokens + ANSWER_ROOM_TOKENS)
+    limit = min(wanted, bundle.context_tokens)
     session = ENGINES[artifact.engine](folder / artifact.path, threads or usable_cores(), limit)
-    return Student(folder, bundle, load_task(folder), artifact, session)
+    return Student(folder, bundle, task, artifact, session)
 
 
 def _choose(bundle: Bundle, engine: str | None) -> Artifact:

@@ -14,7 +14,7 @@ from edgestill.runtime.errors import EdgestillError
 
 ANSWER_SUFFIX = "\nAnswer:"
 RATIONALE_SUFFIX = "\nReason:"
-CUTS = ("cut_tail", "cut_head", "refuse")
+ANSWER_ROOM_TOKENS = 96  # suffix, answer and reason beside the longest text
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,10 @@ def fill_template(template: str, fields: str | Mapping[str, Any]) -> str:
     values = fields
     pattern = "|".join(re.escape("{" + name + "}") for name in names)  # one pass: a field's own braces are text
     text = re.sub(pattern, lambda match: str(values[match[0][1:-1]]), template).strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise EdgestillError("half a surrogate pair, which is no text", "pass text in UTF-8") from None
     if not text:
         raise EdgestillError("the text is empty", "pass at least one word")
     return text

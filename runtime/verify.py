@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgestill.runtime.bundle import changed_files, load_bundle
-from edgestill.runtime.errors import EdgestillError, GateFailed
+from edgestill.runtime.errors import GateFailed, MissingPackage
 from edgestill.runtime.student import SelfCheck, load
 
 MAX_LABELS_CHANGED_SHARE = 0.1
@@ -27,7 +27,9 @@ def verify_bundle(folder: Path) -> Verification:
     """Check every hash, then let each engine that is installed answer the golden rows.
 
     Raises:
-        GateFailed: a changed, missing or foreign file, or an engine that changes more than a tenth of the labels.
+        GateFailed: a changed, missing or foreign file, an engine that changes more than a tenth of the labels, or no
+            engine to ask.
+        EdgestillError: a file that its engine cannot open.
     """
     bundle = load_bundle(folder)
     problems = changed_files(folder, bundle)
@@ -37,7 +39,7 @@ def verify_bundle(folder: Path) -> Verification:
     for artifact in bundle.artifacts:
         try:
             check = load(folder, artifact.engine).selfcheck()
-        except EdgestillError as error:
+        except MissingPackage as error:
             skipped.append(f"{artifact.engine}: {error}")
             continue
         if check.labels_changed > MAX_LABELS_CHANGED_SHARE * check.rows:
@@ -45,4 +47,6 @@ def verify_bundle(folder: Path) -> Verification:
                 f"{artifact.engine}: {check.labels_changed} of {check.rows} golden labels differ on this machine"
             )
         engines[artifact.engine] = check
+    if not engines:
+        raise GateFailed(f"{folder}: no engine of this bundle is installed here; {'; '.join(skipped)}")
     return Verification(len(bundle.files), engines, None, tuple(skipped))

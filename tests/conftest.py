@@ -65,7 +65,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, smollm2: Any) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=1024,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         bos_token_id=1,
