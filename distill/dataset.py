@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _read_hub(source: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     import datasets
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells every retry
     name, _, named_split = source.partition(":")
     try:
         rows = datasets.load_dataset(name, split=named_split or split)

@@ -116,3 +116,4 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub: a wrong id must fail at once
