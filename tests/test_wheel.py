@@ -55,7 +55,10 @@ print(answer.label, student.info()["engine"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["reminder", "onnx"]
     cli = [str(tmp_path / "device" / "bin" / "edgestill")]
-    built = subprocess.run([*cli, "build", "x.yaml"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    subprocess.run([*cli, "example", "mine"], check=True, capture_output=True, cwd=tmp_path)
+    built = subprocess.run(
+        [*cli, "build", "mine/recipe.yaml"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert built.returncode == 1
     assert "pip install" in built.stderr
     assert "Traceback" not in built.stderr
