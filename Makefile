@@ -1,8 +1,7 @@
 # Two commands: `make demo` and `make test`. Everything installs into .venv with the versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-export PYTHONWARNINGS ?=
+PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test lint types check clean install
 
