@@ -30,7 +30,9 @@ def cli() -> Cli:
 @pytest.fixture(scope="session")
 def demo() -> Path:
     """The folder that `make demo` leaves; run here once, or found finished and then told apart by its hashes."""
-    done = subprocess.run(["make", "demo"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "demo"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     (DEMO / "table.txt").write_text(done.stdout, encoding="utf-8")
     return DEMO
