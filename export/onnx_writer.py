@@ -205,14 +205,6 @@ def pack_codes(tensor: GridTensor) -> NDArray[np.uint8]:
     return np.asarray(blocks[..., 0::2] | (blocks[..., 1::2] << 4), np.uint8)
 
 
-def unpack_codes(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
-    """The inverse of `pack_codes`; the width of the last axis tells 4 from 8 bits. Returns (N, K) int8."""
-    if packed.shape[-1] == BLOCK:
-        return (packed.astype(np.int16) - ZERO_POINTS["q8_0"]).astype(np.int8).reshape(len(packed), -1)
-    codes = np.stack([packed & 15, packed >> 4], axis=-1).astype(np.int8) - ZERO_POINTS["q4_0"]
-    return np.asarray(codes, np.int8).reshape(len(packed), -1)
-
-
 def _scales(tensor: GridTensor) -> NDArray[np.float16]:
     assert tensor.scales is not None
     return tensor.scales
