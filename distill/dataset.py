@@ -8,20 +8,21 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgestill.distill.recipe import Recipe, resolve
 from edgestill.runtime.errors import EdgestillError, UsageError
-from edgestill.runtime.task import fill_template
+from edgestill.runtime.task import fill_template, redacted
 
 # Cosine of binary character 4-gram vectors above which two texts count as near duplicates.
 NEAR_DUPLICATE_COSINE = 0.9
 COMPARED_AT_ONCE = 2_000
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Row:
     """One text. `id` is a hash of the text, so it is the same in every run; `split` is train, dev or test."""
 
@@ -33,21 +34,25 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """All rows and what was taken out on the way.
+    """All rows that were read: those to learn from or to measure on, and those taken out, with the reason.
 
-    `read_pool` and `read_test` count rows before anything was removed; `removed` counts pool rows by reason:
-    duplicate (the same text earlier in the pool), in_test and near_test (the same or nearly the same text among the
-    test rows), near_dev (a training row nearly equal to a development row).
+    Reasons: duplicate (the same text earlier in the pool), in_test and near_test (the same or nearly the same text
+    among the test rows), near_dev (a training row nearly equal to a development row). `redacted` counts the places
+    that `teacher.redact` hid.
     """
 
     rows: tuple[Row, ...]
-    read_pool: int
-    read_test: int
-    removed: dict[str, int]
+    removed: tuple[tuple[Row, str], ...] = ()
+    redacted: int = 0
 
     def split(self, name: str) -> list[Row]:
         """Rows of train, dev or test, in reading order."""
         return [row for row in self.rows if row.split == name]
+
+    @property
+    def removed_by_reason(self) -> dict[str, int]:
+        """How many rows each reason took out."""
+        return dict(Counter(reason for _, reason in self.removed))
 
 
 def load_dataset(recipe: Recipe, recipe_path: Path) -> Dataset:
@@ -57,35 +62,49 @@ def load_dataset(recipe: Recipe, recipe_path: Path) -> Dataset:
         EdgestillError: a file that is missing, unreadable or empty, a missing field, or a gold label that the recipe
             does not know. The message names file and row.
     """
-    data = recipe.data
-    pool = list(_texts(resolve(recipe_path, data.pool), recipe, "train", read_gold=data.test is None))
-    read_pool = len(pool)
-    pool = list({row.id: row for row in reversed(pool)}.values())[::-1]  # the first of each id, in reading order
-    removed = {"duplicate": read_pool - len(pool)}
+    data, places = recipe.data, [0]
+    pool = list(_texts(resolve(recipe_path, data.pool), recipe, "train", data.test is None, places))
+    pool, removed = _without_duplicates(pool)
     if data.test is not None:
-        test = list(_texts(resolve(recipe_path, data.test), recipe, "test", read_gold=True))
+        test = list(_texts(resolve(recipe_path, data.test), recipe, "test", True, places))
     else:
         test = [row for row in pool if _fraction(row.id, data.seed, "test") < data.test_fraction]
-        read_pool -= len(test)
-    read_test = len(test)
+        pool = [row for row in pool if _fraction(row.id, data.seed, "test") >= data.test_fraction]
     test_ids = {row.id for row in test}
-    exact = sum(row.id in test_ids for row in pool) if data.test is not None else 0
-    pool = [dataclasses.replace(row, gold=None) for row in pool if row.id not in test_ids]
-    near = near_duplicates([row.text for row in pool], [row.text for row in test])
-    pool = [row for i, row in enumerate(pool) if i not in near]
+    pool = [dataclasses.replace(row, gold=None) for row in pool]
+    removed += [(row, "in_test") for row in pool if row.id in test_ids]
+    pool = [row for row in pool if row.id not in test_ids]
+    pool = _without_likes(pool, test, "near_test", removed)
     dev = [dataclasses.replace(r, split="dev") for r in pool if _fraction(r.id, data.seed, "dev") < data.dev_fraction]
     dev_ids = {row.id for row in dev}
-    train = [row for row in pool if row.id not in dev_ids]
-    near_dev = near_duplicates([row.text for row in train], [row.text for row in dev])
-    train = [row for i, row in enumerate(train) if i not in near_dev]
-    removed |= {"in_test": exact, "near_test": len(near), "near_dev": len(near_dev)}
+    train = _without_likes([row for row in pool if row.id not in dev_ids], dev, "near_dev", removed)
     for name, rows in (("train", train), ("dev", dev), ("test", test)):
         if not rows:
+            counts = dict(Counter(reason for _, reason in removed))
             raise EdgestillError(
-                f"no rows are left for {name}: read {read_pool} pool and {read_test} test rows, removed {removed}",
+                f"no rows are left for {name}: {len(train)} train, {len(dev)} dev, {len(test)} test, removed {counts}",
                 "give more rows, or change data.dev_fraction or data.test_fraction",
             )
-    return Dataset((*train, *dev, *_distinct_ids(test)), read_pool, read_test, removed)
+    return Dataset((*train, *dev, *_distinct_ids(test)), tuple(removed), places[0])
+
+
+def _without_duplicates(pool: list[Row]) -> tuple[list[Row], list[tuple[Row, str]]]:
+    """The first row of each id, in reading order, and the others, each under an id of its own."""
+    kept: dict[str, Row] = {}
+    again: Counter[str] = Counter()
+    removed: list[tuple[Row, str]] = []
+    for row in pool:
+        if kept.setdefault(row.id, row) is not row:
+            again[row.id] += 1
+            removed.append((dataclasses.replace(row, id=f"{row.id}-{again[row.id] + 1}", gold=None), "duplicate"))
+    return list(kept.values()), removed
+
+
+def _without_likes(rows: list[Row], others: list[Row], reason: str, removed: list[tuple[Row, str]]) -> list[Row]:
+    """`rows` without near duplicates of `others`; these go to `removed`."""
+    near = near_duplicates([row.text for row in rows], [row.text for row in others])
+    removed += [(rows[i], reason) for i in sorted(near)]
+    return [row for i, row in enumerate(rows) if i not in near]
 
 
 def row_id(text: str) -> str:
@@ -118,12 +137,15 @@ def _fraction(identifier: str, seed: int, purpose: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _texts(source: str, recipe: Recipe, split: str, read_gold: bool) -> Iterator[Row]:
+def _texts(source: str, recipe: Recipe, split: str, read_gold: bool, places: list[int]) -> Iterator[Row]:
+    """Rows of a source, redacted before anything else sees them; `places[0]` counts what was hidden."""
     for where, record in read_records(source, split):
         try:
             text = fill_template(recipe.data.text, record)
         except EdgestillError as error:
             raise EdgestillError(f"{where}: {error.message}", "mend the row or data.text in the recipe") from None
+        text, hidden = redacted(text, recipe.teacher.redact)
+        places[0] += hidden
         yield Row(row_id(text), text, _gold(record, recipe, where) if read_gold else None, split)
 
 

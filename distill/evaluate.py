@@ -17,7 +17,7 @@ from typing import Any
 from edgestill.distill.annotate import accepted
 from edgestill.distill.base import Base
 from edgestill.distill.dataset import Row
-from edgestill.distill.teacher import Annotation
+from edgestill.distill.teacher.protocol import Annotation
 from edgestill.runtime import decode, manifest
 from edgestill.runtime.device import peak_rss_bytes, usable_cores
 from edgestill.runtime.errors import EdgestillError

@@ -56,6 +56,7 @@ def build_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
         too_long=recipe.data.too_long,
         bos_token_id=_bos_token_id(tokenizer),
         eos_token_id=_eos_token_id(base, tokenizer),
+        redact=recipe.teacher.redact,
     )
 
 

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from edgestill.distill.annotate import MANIFEST_NAME as LEDGER_NAME
-from edgestill.distill.annotate import Ledger, accepted, annotate, annotations_inputs
+from edgestill.distill.annotate import accepted, annotate, annotations_inputs
 from edgestill.distill.base import TOKENIZER_FILES, Base, prepare_base, read_config
+from edgestill.distill.corrections import read_corrections
 from edgestill.distill.dataset import load_dataset
 from edgestill.distill.labels import build_task
+from edgestill.distill.ledger import Ledger
 from edgestill.distill.recipe import Recipe, read_recipe
 from edgestill.distill.run import MANIFEST_NAME as RUN_NAME
 from edgestill.distill.run import StudentRun
-from edgestill.distill.teacher import open_teacher
+from edgestill.distill.teacher.open import open_teacher, teacher_fingerprint
 from edgestill.runtime import manifest
-from edgestill.runtime.errors import EdgestillError
+from edgestill.runtime.errors import EdgestillError, UsageError
 from edgestill.runtime.task import Task, load_tokenizer
 
 Progress = Callable[[str, int, int], None]
@@ -39,6 +41,11 @@ class Plan:
         """The base's config.json, for whoever must know the family."""
         return read_config(self.base)
 
+    def fits(self, text: str) -> bool:
+        """Whether the student can take a text whole, or may cut it."""
+        tokens = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.task.too_long != "refuse" or len(tokens) <= self.task.max_text_tokens
+
 
 def make_plan(recipe_path: Path) -> Plan:
     """Read the recipe, prepare the base and settle the task.
@@ -52,23 +59,44 @@ def make_plan(recipe_path: Path) -> Plan:
     return Plan(recipe, recipe_path, base, build_task(recipe, base, tokenizer), tokenizer)
 
 
-def run_annotate(plan: Plan, folder: Path, progress: Progress) -> tuple[Ledger, bool]:
-    """Annotate all rows into `folder`; (ledger, whether it was done already)."""
+def check_permission(recipe: Recipe, strict: bool) -> None:
+    """Refuse, with `strict`, a teacher of whom nobody has said that a student may learn from its answers.
+
+    Raises:
+        UsageError: strict, and no `teacher.license_note`.
+    """
+    if strict and not (recipe.teacher.license_note or "").strip():
+        raise UsageError(
+            "teacher.license_note is missing, and --strict wants one",
+            "write down why a model may be trained on this teacher's answers: its licence, or the provider's terms",
+        )
+
+
+def run_annotate(plan: Plan, folder: Path, progress: Progress) -> tuple[tuple[Ledger, EdgestillError | None], bool]:
+    """Annotate all rows into `folder`; ((ledger, why it stopped early), whether it was done already)."""
     data = load_dataset(plan.recipe, plan.recipe_path)
-    teacher = open_teacher(plan.recipe, plan.recipe_path)
-    if (folder / LEDGER_NAME).exists():
-        ledger = manifest.load(Ledger, folder / LEDGER_NAME)
-        unchanged = ledger.inputs_sha256 == annotations_inputs(plan.recipe, data, teacher)
-        if unchanged and ledger.recipe_sha256 == plan.recipe.sha256():
-            return ledger, True  # with another price, say, the answers stand and are counted again
-
-    def fits(text: str) -> bool:
-        tokens = plan.tokenizer.encode(text, add_special_tokens=False).ids
-        return plan.task.too_long != "refuse" or len(tokens) <= plan.task.max_text_tokens
-
+    corrections = read_corrections(plan.recipe, plan.recipe_path, data.rows)
+    known = _finished_ledger(folder)
+    if known is not None and known.recipe_sha256 == plan.recipe.sha256() and not known.unfinished:
+        fingerprint = teacher_fingerprint(plan.recipe, plan.recipe_path)
+        if known.inputs_sha256 == annotations_inputs(plan.recipe, data, fingerprint, corrections):
+            return (known, None), True  # with another price, say, the answers stand and are counted again
+    teacher = open_teacher(plan.recipe, plan.recipe_path, folder, data.rows)
     told = lambda done, total: progress("annotate", done, total)  # noqa: E731
-    ledger = annotate(plan.recipe, data, teacher, fits, folder, told)
-    return ledger, False
+    try:
+        return annotate(plan.recipe, data, teacher, plan.fits, folder, told, corrections), False
+    except OSError as error:
+        raise manifest.disk_error(folder, error) from error
+    finally:
+        teacher.close()
+
+
+def _finished_ledger(folder: Path) -> Ledger | None:
+    """The ledger of an earlier run, None where there is none or another version wrote it."""
+    try:
+        return manifest.load(Ledger, folder / LEDGER_NAME)
+    except EdgestillError:
+        return None
 
 
 def run_train(plan: Plan, annotations: Path, folder: Path, progress: Progress) -> tuple[StudentRun, bool]:
@@ -78,11 +106,13 @@ def run_train(plan: Plan, annotations: Path, folder: Path, progress: Progress) -
         EdgestillError: no finished annotations, or too few accepted rows.
     """
     ledger = manifest.load(Ledger, annotations / LEDGER_NAME)
-    data, teacher = load_dataset(plan.recipe, plan.recipe_path), open_teacher(plan.recipe, plan.recipe_path)
-    if ledger.inputs_sha256 != annotations_inputs(plan.recipe, data, teacher):
-        raise EdgestillError(
-            f"{annotations} was made from another recipe or other data", f"type: edgestill annotate {plan.recipe_path}"
-        )
+    data, again = load_dataset(plan.recipe, plan.recipe_path), f"type: edgestill annotate {plan.recipe_path}"
+    corrections = read_corrections(plan.recipe, plan.recipe_path, data.rows)
+    fingerprint = teacher_fingerprint(plan.recipe, plan.recipe_path)
+    if ledger.inputs_sha256 != annotations_inputs(plan.recipe, data, fingerprint, corrections):
+        raise EdgestillError(f"{annotations} was made from another recipe or other data", again)
+    if ledger.pending:
+        raise EdgestillError(f"{ledger.pending} of {ledger.rows} rows are pending", again)
     inputs = _run_inputs(plan, ledger)
     if (folder / RUN_NAME).exists():
         run = manifest.load(StudentRun, folder / RUN_NAME)

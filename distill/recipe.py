@@ -4,12 +4,13 @@ The shape is a public contract: it grows, it is not renamed.
 """
 
 import difflib
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from edgestill.distill.section import Section
+from edgestill.distill.teacher.section import BudgetSection, TeacherSection
 from edgestill.runtime.errors import UsageError
 from edgestill.runtime.manifest import sha256_json
 from edgestill.runtime.task import template_fields
@@ -19,12 +20,6 @@ NOT_YET = {
     "generate": "free text and per-row choices are planned",
     "extract": "JSON extraction is planned",
 }
-
-
-class Section(BaseModel):
-    """One section: frozen, unknown keys refused, values not coerced across types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TaskSection(Section):
@@ -67,7 +62,7 @@ class DataSection(Section):
     """Where the rows come from and how they are split.
 
     `pool` and `test` are a .jsonl, .csv or .parquet file, or an id for `datasets.load_dataset`. Without `test`, the
-    share `test_fraction` of the pool is held out.
+    share `test_fraction` of the pool is held out. `corrections` holds labels by hand that override the teacher's.
     """
 
     pool: str
@@ -76,6 +71,7 @@ class DataSection(Section):
     gold: str | None = None
     dev_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    corrections: str | None = None
     max_text_tokens: Annotated[int, Field(ge=4)] = 512
     too_long: Literal["cut_tail", "cut_head", "refuse"] = "refuse"
     seed: int = 7
@@ -86,39 +82,6 @@ class DataSection(Section):
         if not template_fields(text):
             raise ValueError(f"the template {text!r} names no field; write it like {{text}}")
         return text
-
-
-class Price(Section):
-    """USD per million tokens."""
-
-    input: Annotated[Decimal, Field(ge=0, strict=False)]
-    output: Annotated[Decimal, Field(ge=0, strict=False)]
-
-
-class TeacherSection(Section):
-    """Who labels. Kinds: replay (recorded answers) now; openai is read here and refused when it would be asked."""
-
-    kind: Literal["openai", "replay"]
-    model: str | None = None
-    base_url: str | None = None
-    path: str | None = None
-    license_note: str | None = None
-    price_usd_per_mtok: Price | None = None
-
-    @model_validator(mode="after")
-    def _complete(self) -> "TeacherSection":
-        if self.kind == "replay" and self.path is None:
-            raise ValueError("kind replay needs `path`, a JSON-lines file of recorded answers")
-        if self.kind == "openai" and self.model is None:
-            raise ValueError("kind openai needs `model`")
-        return self
-
-
-class BudgetSection(Section):
-    """Caps on what the teacher may cost; None is no cap. Recorded answers cost nothing."""
-
-    usd: Annotated[Decimal, Field(gt=0, strict=False)] | None = None
-    requests: Annotated[int, Field(gt=0)] | None = None
 
 
 class SelectSection(Section):
@@ -196,6 +159,12 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     export: ExportSection = ExportSection()
     bench: BenchSection = BenchSection()
+
+    @model_validator(mode="after")
+    def _price_for_a_cap(self) -> "Recipe":
+        if self.budget.usd is not None and self.teacher.price_usd_per_mtok is None:
+            raise ValueError("budget.usd is a cap in USD, but the price is unknown; add teacher.price_usd_per_mtok")
+        return self
 
     @property
     def learns_rationale(self) -> bool:

@@ -21,7 +21,7 @@ from edgestill.distill.dataset import Row
 from edgestill.distill.objectives import label_rationale_loss
 from edgestill.distill.packing import Branch, Example, Packed, pack, packed_tokens
 from edgestill.distill.recipe import Recipe, TrainSection
-from edgestill.distill.teacher import Annotation
+from edgestill.distill.teacher.protocol import Annotation
 from edgestill.runtime import manifest
 from edgestill.runtime.device import describe_device, peak_rss_bytes, usable_cores
 from edgestill.runtime.task import Task

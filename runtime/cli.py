@@ -9,13 +9,15 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from edgestill.runtime.errors import EdgestillError, UsageError, missing_package
+from edgestill.runtime.stages import Stages
+from edgestill.runtime.terminal import BundleFolder, Json, Out, RecipeFile, Strict, answer
+from edgestill.runtime.verbs_teacher import TEACHER_VERBS
 
 # typer brings click along under a private name; its base class for usage errors is reached through a public one
 ClickException: Any = typer.BadParameter.__mro__[2]
@@ -27,11 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML).")]
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the run lives; default runs/NAME.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 
 BUILD_INSTALL = "pip install torch==2.13.0 'edgestill[build]'"
 
@@ -57,14 +54,20 @@ def example(
     assert room is not None
     assert room.submodule_search_locations
     shutil.copytree(Path(next(iter(room.submodule_search_locations))) / "example", folder)
-    _answer(as_json, {"folder": str(folder)}, f"Wrote {folder}", f"edgestill build {folder}/recipe.yaml")
+    answer(as_json, {"folder": str(folder)}, f"Wrote {folder}", f"edgestill build {folder}/recipe.yaml")
+
+
+for verb in TEACHER_VERBS:
+    app.command()(verb)
 
 
 @app.command()
-def build(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
+def build(recipe: RecipeFile, out: Out = None, as_json: Json = False, strict: Strict = False) -> None:
     """The whole way: annotate, train, export, bench. Run again, it goes on where it stopped."""
-    stages = _Stages(recipe, out)
-    stages.annotate()
+    stages = Stages(recipe, out, strict)
+    _, stopped = stages.annotate()
+    if stopped is not None:
+        raise stopped
     stages.train()
     stages.export()
     report = stages.bench(stages.folder / "bundle")
@@ -72,29 +75,21 @@ def build(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def annotate(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
-    """Ask the teacher about every row; each ends accepted, rejected with a reason, or pending."""
-    stages = _Stages(recipe, out)
-    ledger = stages.annotate()
-    _answer(as_json, dataclasses.asdict(ledger), ledger.summary, f"edgestill train {recipe}{stages.out_flag}")
-
-
-@app.command()
 def train(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
     """Train the student on the teacher's answers and run it, the base and the floor on the test rows."""
-    stages = _Stages(recipe, out)
+    stages = Stages(recipe, out)
     run = stages.train()
     text = f"{run.name}: agrees with the teacher on {run.training['dev_agreement']:.1%} of {run.rows['dev']} dev rows"
-    _answer(as_json, dataclasses.asdict(run), text, f"edgestill export {recipe}{stages.out_flag}")
+    answer(as_json, dataclasses.asdict(run), text, f"edgestill export {recipe}{stages.out_flag}")
 
 
 @app.command()
 def export(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
     """Merge, round to the grid, write ONNX and GGUF, pass the gates, lay out the bundle."""
-    stages = _Stages(recipe, out)
+    stages = Stages(recipe, out)
     bundle = stages.export()
     lines = "\n".join(f"{a.path}  {a.bytes / 1e6:.1f} MB  {a.quantization}" for a in bundle.artifacts)
-    _answer(as_json, dataclasses.asdict(bundle), lines, f"edgestill bench {stages.folder / 'bundle'}")
+    answer(as_json, dataclasses.asdict(bundle), lines, f"edgestill bench {stages.folder / 'bundle'}")
 
 
 @app.command()
@@ -105,10 +100,10 @@ def bench(
 ) -> None:
     """Measure a bundle on this machine and compare it with the teacher, the base and the floor."""
     if target.suffix in (".yaml", ".yml"):
-        stages = _Stages(target, out)
+        stages = Stages(target, out)
         bundle = stages.folder / "bundle"
     else:
-        stages, bundle = _Stages(None, out or target.resolve().parent), target
+        stages, bundle = Stages(None, out or target.resolve().parent), target
     _answer_report(as_json, stages.bench(bundle), bundle)
 
 
@@ -131,12 +126,12 @@ def run(
     rows: list[Any] = [text] if file is None else list(manifest.read_jsonl(file))
     answers = []
     for row in rows:
-        answer = dataclasses.asdict(student.predict(row))
+        said = dataclasses.asdict(student.predict(row))
         if explain:
-            answer["reason"] = student.explain(row)
+            said["reason"] = student.explain(row)
         if file is not None and not as_json:
-            typer.echo(json.dumps(answer, ensure_ascii=False))
-        answers.append(answer)
+            typer.echo(json.dumps(said, ensure_ascii=False))
+        answers.append(said)
     if as_json:
         typer.echo(json.dumps(answers[0] if file is None else {"answers": answers}, ensure_ascii=False))
     elif file is None:
@@ -154,7 +149,7 @@ def verify(bundle: BundleFolder, as_json: Json = False) -> None:
     if facts.same_numbers is not None:
         lines.append(f"ONNX and GGUF hold the same numbers in {facts.same_numbers} tensors")
     lines += [f"not checked: {line}" for line in facts.skipped]
-    _answer(as_json, dataclasses.asdict(facts), "\n".join(lines), f'edgestill run {bundle} "..."')
+    answer(as_json, dataclasses.asdict(facts), "\n".join(lines), f'edgestill run {bundle} "..."')
 
 
 def _same_numbers(folder: Path, facts: Any) -> Any:
@@ -174,79 +169,6 @@ def _same_numbers(folder: Path, facts: Any) -> Any:
         return dataclasses.replace(facts, skipped=(*facts.skipped, skipped))
 
 
-class _Stages:
-    """The stages of one run, in order, each telling its seconds; composed here because rooms do not meet."""
-
-    def __init__(self, recipe: Path | None, out: Path | None) -> None:
-        self.out_flag = f" --out {out}" if out is not None else ""
-        self._plan: Any = None
-        if recipe is not None:
-            self._plan = _make_plan(recipe)
-        self.folder = out if out is not None else Path("runs") / self._plan.recipe.name
-
-    def annotate(self) -> Any:
-        from edgestill.distill.pipeline import run_annotate
-
-        return self._timed(
-            "annotate", lambda tell: run_annotate(self._plan, self.folder / "annotations", tell), _tokens_asked
-        )
-
-    def train(self) -> Any:
-        from edgestill.distill.pipeline import run_train
-
-        annotations, student = self.folder / "annotations", self.folder / "student"
-        return self._timed("train", lambda tell: run_train(self._plan, annotations, student, tell), _tokens_trained)
-
-    def export(self) -> Any:
-        from edgestill.distill.pipeline import check_student
-        from edgestill.export.pack import run_export
-
-        section = self._plan.recipe.export.model_dump(mode="json")
-        student, bundle = self.folder / "student", self.folder / "bundle"
-        check_student(self._plan, self.folder / "annotations", student)
-        return self._timed("export", lambda tell: run_export(student, section, bundle, tell), _bytes_written)
-
-    def bench(self, bundle: Path) -> Any:
-        from edgestill.benchmarks.bench import run_bench
-
-        return self._timed("bench", lambda tell: run_bench(bundle, self.folder / "report", tell), _requests_timed)
-
-    def _timed(self, name: str, work: Callable[[Any], tuple[Any, bool]], tokens: Callable[[Any], str]) -> Any:
-        from edgestill.runtime.progress import stage
-
-        with stage(name) as (tell, finish):
-            result, done_before = work(tell)
-            finish("done before" if done_before else tokens(result))
-        return result
-
-
-def _make_plan(recipe: Path) -> Any:
-    from edgestill.distill.pipeline import make_plan
-    from edgestill.export.plan import check_base
-
-    plan = make_plan(recipe)
-    check_base(plan.base_config)
-    return plan
-
-
-def _tokens_asked(ledger: Any) -> str:
-    counts = (ledger.prompt_tokens, ledger.completion_tokens)
-    return "teacher tokens unknown" if None in counts else f"{sum(counts):,} teacher tokens"
-
-
-def _tokens_trained(run: Any) -> str:
-    facts = run.training
-    return f"{facts['computed_tokens']:,} tokens trained in {facts['seconds']:.0f} s ({facts['tokens_per_s']:.0f}/s)"
-
-
-def _bytes_written(bundle: Any) -> str:
-    return ", ".join(f"{a.engine} {a.bytes / 1e6:.1f} MB" for a in bundle.artifacts)
-
-
-def _requests_timed(report: Any) -> str:
-    return ", ".join(f"{name}: {count:,} requests" for name, count in report.conditions.requests.items())
-
-
 def _print_answer(answer: dict[str, Any]) -> None:
     typer.echo(f"{answer['label']}  {answer['probabilities'][answer['label']]:.1%}  {answer['latency_ms']:.1f} ms")
     if "reason" in answer:
@@ -258,12 +180,7 @@ def _answer_report(as_json: bool, report: Any, bundle: Path) -> None:
     from edgestill.runtime import manifest
 
     text = shlex.quote(str(next(manifest.read_jsonl(bundle / "golden.jsonl"))["text"]))
-    _answer(as_json, dataclasses.asdict(report), terminal_table(report), f"edgestill run {bundle} {text}")
-
-
-def _answer(as_json: bool, facts: dict[str, Any], text: str, following: str) -> None:
-    """The answer on stdout: one JSON object, or text whose last line says what to type next."""
-    typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else f"{text}\nNext: {following}")
+    answer(as_json, dataclasses.asdict(report), terminal_table(report), f"edgestill run {bundle} {text}")
 
 
 def main() -> None:

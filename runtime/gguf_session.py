@@ -29,7 +29,7 @@ class GgufSession(Session):
             raise missing_package("llama-cpp-python", INSTALL_COMMAND) from None
         self._api: Any = llama_cpp
         try:
-            self._llama = llama_cpp.Llama(
+            self.llama = llama_cpp.Llama(
                 str(path),
                 n_ctx=max_tokens,
                 n_batch=min(BATCH_TOKENS, max_tokens),
@@ -41,12 +41,12 @@ class GgufSession(Session):
             raise EdgestillError(f"llama.cpp cannot open {path}: {error}") from None
 
     def _continue(self, kept: int, ids: list[int]) -> Logits:
-        self._llama.n_tokens = kept  # eval() drops the state from here on
-        self._llama.eval(ids)
-        row = self._api.llama_get_logits_ith(self._llama.ctx, -1)
-        buffer = ctypes.cast(row, ctypes.POINTER(ctypes.c_float * self._llama.n_vocab())).contents
+        self.llama.n_tokens = kept  # eval() drops the state from here on
+        self.llama.eval(ids)
+        row = self._api.llama_get_logits_ith(self.llama.ctx, -1)
+        buffer = ctypes.cast(row, ctypes.POINTER(ctypes.c_float * self.llama.n_vocab())).contents
         return np.array(buffer, np.float32)  # a copy: the next call overwrites the buffer
 
     def close(self) -> None:
         """Free the context and the mapped file."""
-        self._llama.close()
+        self.llama.close()

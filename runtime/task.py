@@ -14,6 +14,7 @@ from edgestill.runtime.errors import EdgestillError
 
 ANSWER_SUFFIX = "\nAnswer:"
 RATIONALE_SUFFIX = "\nReason:"
+REDACTED = "[redacted]"
 ANSWER_ROOM_TOKENS = 96  # suffix, answer and reason beside the longest text
 
 
@@ -46,6 +47,7 @@ class Task:
     too_long: str
     bos_token_id: int | None
     eos_token_id: int
+    redact: tuple[str, ...] = ()
     schema: str = "edgestill-task/1"
 
     @property
@@ -54,14 +56,15 @@ class Task:
         return [label.name for label in self.labels]
 
     def fill(self, fields: str | Mapping[str, Any]) -> str:
-        """The text that is classified: the `text` template with its fields, outer blanks taken off.
+        """The text that is classified: the `text` template with its fields, outer blanks taken off, redacted.
 
-        A plain string stands for the only field of the template.
+        A plain string stands for the only field of the template. What matches a pattern of `redact` was hidden in
+        training too.
 
         Raises:
             EdgestillError: a field is missing, or the template has several and got a plain string, or nothing is left.
         """
-        return fill_template(self.text, fields)
+        return redacted(fill_template(self.text, fields), self.redact)[0]
 
     def render(self, text: str, suffix: str) -> str:
         """The prompt as a string: `text` (already filled and cut) and a suffix."""
@@ -131,6 +134,15 @@ def fill_template(template: str, fields: str | Mapping[str, Any]) -> str:
     if not text:
         raise EdgestillError("the text is empty", "pass at least one word")
     return text
+
+
+def redacted(text: str, patterns: Sequence[str]) -> tuple[str, int]:
+    """`text` with every match of the regular expressions replaced by `[redacted]`, and how many there were."""
+    places = 0
+    for pattern in patterns:
+        text, found = re.subn(pattern, REDACTED, text)
+        places += found
+    return text, places
 
 
 def template_fields(template: str) -> list[str]:

@@ -119,3 +119,5 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub: a wrong id must fail at once
+for variable in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+    os.environ.pop(variable, None)  # no test asks a real endpoint

@@ -22,7 +22,7 @@ BAD_RECIPES = {
     "missing field": ("data: {", 'data: {text: "{body}", ', "the field 'body' is missing"),
     "gold label": ("gold: gold", "gold: text", "is not one of the recipe's labels"),
     "hub id": ("pool: pool.jsonl", "pool: nobody/nothing", "is no file here"),
-    "teacher": ("kind: replay, path: teacher.jsonl", "kind: openai, model: x", "cannot be asked by this version"),
+    "teacher": ("kind: replay, path: teacher.jsonl", "kind: openai, model: x", "OPENAI_API_KEY holds no key"),
 }
 
 

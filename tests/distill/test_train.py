@@ -12,7 +12,7 @@ from edgestill.distill.base import Base, prepare_base
 from edgestill.distill.dataset import Row, row_id
 from edgestill.distill.labels import build_task
 from edgestill.distill.recipe import Recipe
-from edgestill.distill.teacher import Annotation
+from edgestill.distill.teacher.protocol import Annotation
 from edgestill.distill.torch_session import TorchSession
 from edgestill.distill.train import FACTS_NAME, Pair, Training, load_causal, make_example, train_student
 from edgestill.runtime import decode, manifest

@@ -2,19 +2,21 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgestill.distill.dataset import Row, read_records, row_id
 from edgestill.distill.recipe import Recipe
-from edgestill.distill.teacher import Annotation, Rejection
+from edgestill.distill.teacher.parse import Reading, read_text
+from edgestill.distill.teacher.protocol import Annotation, Rejection, Spending, Told
 from edgestill.runtime.errors import EdgestillError
 from edgestill.runtime.manifest import sha256_file
+from edgestill.runtime.task import redacted
 
 
 class ReplayTeacher:
-    """Answers from a file with the fields text, label, and where known rationale, probabilities, usage, raw."""
+    """Answers from a file with the fields text and label or raw, and where known rationale, probabilities, usage."""
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         """Read all recorded answers.
@@ -23,39 +25,59 @@ class ReplayTeacher:
             EdgestillError: the file is missing or not JSON lines, or a record has no text.
         """
         self.name = recipe.teacher.model or f"recorded answers ({path.name})"
-        if not path.is_file():
-            raise EdgestillError(f"teacher.path: no file {path}", "name a JSON-lines file of recorded answers")
+        self.fingerprint = replay_fingerprint(path)
         self._labels = list(recipe.task.labels)
-        self.fingerprint = sha256_file(path)
         self._answers: dict[str, dict[str, Any]] = {}
         for where, record in read_records(str(path), "train"):
             if not isinstance(record.get("text"), str):
                 raise EdgestillError(f"{where}: no field 'text', found {sorted(record)}", "mend the recorded answers")
             _check(where, record)
-            self._answers[row_id(record["text"].strip())] = record
+            self._answers[row_id(redacted(record["text"].strip(), recipe.teacher.redact)[0])] = record
+
+    def ask(self, rows: Iterable[Row], told: Told) -> None:
+        """Nothing to ask: all answers are there."""
+        told(sum(1 for _ in rows))
 
     def answer(self, row: Row) -> Annotation | Rejection:
-        """The recorded answer; rejected as not_recorded, unparsable or label_not_allowed where it is not usable."""
+        """The recorded answer; rejected as not_recorded or as its text is read where it is not usable."""
         record = self._answers.get(row_id(row.text))
         if record is None:
             return Rejection(row.id, "not_recorded", "no recorded answer for this text", "")
-        raw = record.get("raw") or json.dumps(record, ensure_ascii=False)
+        usage, raw = record.get("usage") or {}, record.get("raw") or json.dumps(record, ensure_ascii=False)
+        reading = self._read(record)
+        tokens = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+        if reading.label is None:
+            return Rejection(row.id, str(reading.reason), reading.detail, raw, *tokens)
+        odds = _distribution(record.get("probabilities"), self._labels)
+        return Annotation(row.id, reading.label, odds, reading.rationale, *tokens, None, raw, requests=1)
+
+    def _read(self, record: dict[str, Any]) -> Reading:
         label = record.get("label")
+        if "label" not in record and isinstance(record.get("raw"), str):
+            return read_text(record["raw"], self._labels)
         if not isinstance(label, str):
-            return Rejection(row.id, "unparsable", f"label is {label!r}", raw)
+            return Reading(reason="unparsable", detail=f"label is {label!r}")
         if label not in self._labels:
-            return Rejection(row.id, "label_not_allowed", f"label is {label!r}", raw)
-        usage = record.get("usage") or {}
-        return Annotation(
-            row_id=row.id,
-            label=label,
-            probabilities=_distribution(record.get("probabilities"), self._labels),
-            rationale=str(record["rationale"]).strip() or None if record.get("rationale") else None,
-            prompt_tokens=usage.get("prompt_tokens"),
-            completion_tokens=usage.get("completion_tokens"),
-            latency_ms=None,
-            raw=raw,
-        )
+            return Reading(reason="label_not_allowed", detail=f"label is {label!r}")
+        return Reading(label, str(record["rationale"]).strip() or None if record.get("rationale") else None)
+
+    def spending(self) -> Spending:
+        """Nothing is sent, so nothing is spent."""
+        return Spending(0, 0, 0, "0", {}, 0)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def replay_fingerprint(path: Path) -> str:
+    """Hash of the recorded answers.
+
+    Raises:
+        EdgestillError: no such file.
+    """
+    if not path.is_file():
+        raise EdgestillError(f"teacher.path: no file {path}", "name a JSON-lines file of recorded answers")
+    return sha256_file(path)
 
 
 def _check(where: str, record: dict[str, Any]) -> None:

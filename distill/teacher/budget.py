@@ -1,0 +1,174 @@
+"""The hard cap: what a request may cost at most is reserved, durably, before it is sent, and settled after.
+
+Counts tokens and requests; USD is tokens times the recipe's price, so a mended price changes no count.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from edgestill.distill.teacher.prompt import Request
+from edgestill.distill.teacher.section import BudgetSection, Price
+from edgestill.distill.teacher.store import Store, Write
+from edgestill.runtime.errors import BudgetReached
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of one or many requests; `cached` of the prompt tokens were in the endpoint's own cache."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+
+    def __add__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.prompt + other.prompt, self.cached + other.cached, self.completion + other.completion)
+
+    def __sub__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.prompt - other.prompt, self.cached - other.cached, self.completion - other.completion)
+
+    def usd(self, price: Price | None) -> Decimal | None:
+        """What they cost; None ("unknown", never 0) without a price."""
+        if price is None:
+            return None
+        cached_input = price.input if price.cached_input is None else price.cached_input
+        parts = (self.prompt - self.cached) * price.input + self.cached * cached_input + self.completion * price.output
+        return parts / 1_000_000
+
+
+def used_tokens(usage: Mapping[str, Any] | None) -> Tokens | None:
+    """Tokens of a stored response's `usage`; None when the endpoint told none."""
+    if not usage or usage.get("prompt_tokens") is None or usage.get("completion_tokens") is None:
+        return None
+    return Tokens(usage["prompt_tokens"], usage.get("cached_tokens") or 0, usage["completion_tokens"])
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """One attempt at a request, with the most it may cost."""
+
+    number: int
+    bound: Tokens
+
+
+def bound_of(request: Request) -> Tokens:
+    """The most that a request may cost."""
+    return Tokens(request.prompt_bound_tokens, 0, request.completion_bound_tokens)
+
+
+class Budget:
+    """What a run has spent, what is in flight at its worst case, and whether one more request fits under the caps."""
+
+    def __init__(self, store: Store, caps: BudgetSection, price: Price | None) -> None:
+        """Read the run's record; attempts that a killed process left open are settled.
+
+        An open attempt whose answer is in the cache is settled by its usage, any other at its worst case.
+        """
+        self._store, self._caps, self._price = store, caps, price
+        self._settle_what_a_kill_left()
+        self._next = int(next(iter(store.spend("select coalesce(max(id), 0) + 1 from attempts")))[0])
+        self.requests = self._next - 1
+        _, self.spent = self._sum("state != 'open'")
+        self.in_flight, self.reserved = self._sum("state = 'open'")  # lines of batches that are still out
+        self.sent_now = 0
+        self._freed = asyncio.Event()
+
+    async def reserve(self, request: Request, split: str) -> Reservation:
+        """Hold the worst case of a request, on the disk; waits while requests in flight may still give some back.
+
+        Raises:
+            BudgetReached: nothing is in flight and the request may cost more than is left.
+        """
+        bound = bound_of(request)
+        while (full := self._cap_reached(bound)) is not None:
+            if self.in_flight == 0:
+                raise BudgetReached(full, "raise that cap in the recipe's budget and run the same command: it goes on")
+            self._freed.clear()
+            await self._freed.wait()
+        reservation = self.take(bound)
+        await self._store.write([opened(reservation, request, split)])
+        return reservation
+
+    def take(self, bound: Tokens) -> Reservation:
+        """Count a request as in flight; the caller makes it durable before it is sent."""
+        reservation = Reservation(self._next, bound)
+        self._next += 1
+        self.requests += 1
+        self.sent_now += 1
+        self.in_flight += 1
+        self.reserved += bound
+        return reservation
+
+    def settle(self, reservation: Reservation, state: str, used: Tokens) -> Write:
+        """Replace a reservation by what it came to; the returned write makes it durable."""
+        self.in_flight -= 1
+        self.reserved -= reservation.bound
+        self.spent += used
+        self._freed.set()
+        return _settled(reservation.number, state, used)
+
+    def exceeds_bound(self, reservation: Reservation, used: Tokens) -> bool:
+        """Whether an endpoint billed more than was asked for, so that no cap can be promised."""
+        return used.prompt > reservation.bound.prompt or used.completion > reservation.bound.completion
+
+    @property
+    def capped(self) -> bool:
+        """Whether the recipe caps tokens or money."""
+        return self._caps.usd is not None or self._caps.tokens is not None
+
+    @property
+    def spent_usd(self) -> Decimal | None:
+        """What the run has paid so far, None without a price."""
+        return self.spent.usd(self._price)
+
+    def fits(self, bound: Tokens) -> bool:
+        """Whether one more request with this worst case stays under every cap."""
+        return self._cap_reached(bound) is None
+
+    def _cap_reached(self, bound: Tokens) -> str | None:
+        """Which cap the next request could break, in words; None when it fits."""
+        caps, worst = self._caps, self.spent + self.reserved + bound
+        if caps.requests is not None and self.requests + 1 > caps.requests:
+            return f"budget.requests {caps.requests} is reached: {self.requests} sent"
+        tokens = worst.prompt + worst.completion
+        if caps.tokens is not None and tokens > caps.tokens:
+            spent = self.spent.prompt + self.spent.completion
+            return f"budget.tokens {caps.tokens} is reached: {spent} spent, the next request may take {tokens - spent}"
+        spent_usd, more_usd = self.spent_usd, (self.reserved + bound).usd(self._price)
+        if caps.usd is not None and spent_usd is not None and more_usd is not None and spent_usd + more_usd > caps.usd:
+            return f"budget.usd {caps.usd} is reached: {spent_usd:f} spent, the next request may cost {more_usd:f}"
+        return None
+
+    def _sum(self, where: str) -> tuple[int, Tokens]:
+        sums = "sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens)"
+        count, *totals = next(iter(self._store.spend(f"select count(*), {sums} from attempts where {where}")))
+        return int(count), Tokens(*(int(value or 0) for value in totals))
+
+    def _settle_what_a_kill_left(self) -> None:
+        writes = []
+        for number, key in list(
+            self._store.spend("select id, key from attempts where state = 'open' and batch is null")
+        ):
+            answer, attempt = self._store.bought(key) or ({}, "")
+            used = used_tokens(answer.get("usage")) if attempt == f"{self._store.run_id}:{number}" else None
+            if used is not None:
+                writes.append(_settled(number, "settled", used))
+            else:
+                writes.append(("update attempts set state = 'worst' where id = ?", (number,)))
+        self._store.write_now(writes)
+
+
+def opened(reservation: Reservation, request: Request, split: str, batch: str | None = None) -> Write:
+    """The write that makes a reservation durable."""
+    bound = reservation.bound
+    values = (reservation.number, request.key, request.purpose, split, bound.prompt, bound.completion, batch)
+    return "insert into attempts values(?, ?, ?, ?, 'open', ?, 0, ?, ?)", values
+
+
+def _settled(number: int, state: str, used: Tokens) -> Write:
+    statement = (
+        "update attempts set state = ?, prompt_tokens = ?, cached_tokens = ?, completion_tokens = ? where id = ?"
+    )
+    return statement, (state, used.prompt, used.cached, used.completion, number)

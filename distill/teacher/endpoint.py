@@ -1,0 +1,226 @@
+"""One request to an OpenAI-compatible endpoint and what became of it. No retries, no cache, no money.
+
+Retries are the engine's: the SDK's own would be paid for unseen.
+"""
+
+import asyncio
+import email.utils
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgestill.distill.teacher.confidence import LABEL_KEY
+from edgestill.distill.teacher.limits import duration_s
+from edgestill.distill.teacher.section import TeacherSection
+from edgestill.runtime.errors import EdgestillError, UsageError
+
+KEPT_TOKENS = 48
+NO_KEY = "no-key"  # local servers want a header and do not read it
+FATAL = {
+    401: "the key is not accepted; check the variable {key_env}",
+    402: "the account has no credit left; the same command goes on once it has",
+    403: "the key may not use this model or address; check teacher.model and the account",
+    404: "no such model or address; check teacher.model and teacher.base_url",
+}
+# Statuses of gateways that gave up waiting: the model behind may have answered and billed.
+UNKNOWN_OUTCOME = {408, 502, 504, 524}
+TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "account_deactivated"}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A request that the endpoint decided: a response to keep, as `parse.read_response` reads it."""
+
+    response: dict[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A request that may be tried again. `billed` is False where the endpoint says it did nothing."""
+
+    detail: str
+    billed: bool
+    status: int | None = None
+    retry_after_s: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """The endpoint does not know something that was sent: a 400 or 422 whose message may name it."""
+
+    message: str
+    status: int
+
+
+class OpenAIEndpoint:
+    """Sends chat completions through the `openai` package; the key stays in the environment and in its header."""
+
+    one_at_a_time = False
+
+    def __init__(self, teacher: TeacherSection, host: str) -> None:
+        """Open a client; `host` names the endpoint in messages and in the cache.
+
+        Raises:
+            UsageError: no key in the environment for an endpoint that is not named, so needs one.
+        """
+        import httpx2
+        import openai
+
+        key = os.environ.get(teacher.key_env) or ""
+        if not key and teacher.base_url is None:
+            raise UsageError(f"the variable {teacher.key_env} holds no key", f"type: export {teacher.key_env}=...")
+        self._sdk, self._key, self._key_env = openai, key, teacher.key_env
+        limits = httpx2.Limits(
+            max_connections=teacher.concurrency + 8, max_keepalive_connections=teacher.concurrency + 8
+        )
+        self._timeout_s = teacher.timeout_s
+        self.client = openai.AsyncOpenAI(
+            api_key=key or NO_KEY,
+            base_url=teacher.base_url,
+            max_retries=0,
+            timeout=teacher.timeout_s,
+            http_client=openai.DefaultAsyncHttpxClient(limits=limits),
+        )
+        self.host, self.model = host, str(teacher.model)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.client.close()
+
+    async def send(self, body: Mapping[str, Any]) -> Reply | Fault | Unsupported:
+        """Ask once.
+
+        Raises:
+            EdgestillError: 401, 402, 403, 404 or an exhausted quota: no other request would fare better.
+        """
+        start = time.perf_counter()
+        known = {key: value for key, value in body.items() if key in KNOWN_PARAMETERS}
+        extra = {key: value for key, value in body.items() if key not in KNOWN_PARAMETERS}
+        create = self.client.chat.completions.with_raw_response.create
+        raw = await self.guarded(lambda: create(**known, extra_body=extra or None), self._timeout_s)
+        if isinstance(raw, Reply | Fault | Unsupported):
+            return raw
+        latency_ms = (time.perf_counter() - start) * 1e3
+        content = raw.http_response.content
+        try:
+            return Reply(compact(json.loads(content)), raw.headers, latency_ms)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return Fault(f"the body is no chat completion: {self.scrub(content[:80])!r}", billed=True)
+
+    async def guarded(self, call: Callable[[], Awaitable[Any]], timeout_s: float) -> Any:
+        """What a call of the SDK returns, or what its failure means.
+
+        Raises:
+            EdgestillError: no other request would fare better.
+        """
+        start = time.perf_counter()
+        try:
+            async with asyncio.timeout(timeout_s):  # the SDK's own limit is per read: a slow drip never ends it
+                return await call()
+        except self._sdk.APIStatusError as error:
+            return self.judge(error.status_code, error.body, error.response.headers)
+        except (self._sdk.APIConnectionError, TimeoutError) as error:
+            words = "timed out" if isinstance(error, TimeoutError) else type(error.__cause__ or error).__name__
+            return Fault(f"{words} after {time.perf_counter() - start:.1f} s", billed=not _never_connected(error))
+
+    def judge(self, status: int, body: object, headers: Mapping[str, str]) -> Reply | Fault | Unsupported:
+        """What an HTTP error means.
+
+        Raises:
+            EdgestillError: no other request would fare better.
+        """
+        error = body.get("error", body) if isinstance(body, dict) else {}
+        error = error if isinstance(error, dict) else {"message": error}
+        code, message = (
+            str(error.get("code") or ""),
+            self.scrub(str(error.get("message") or body or "no message"))[:300],
+        )
+        if status in FATAL or code in QUOTA_CODES:
+            hint = FATAL.get(status, FATAL[402]).format(key_env=self._key_env)
+            raise EdgestillError(f"the teacher at {self.host} answered HTTP {status}: {message}", hint)
+        if status in TRANSIENT:
+            wait_s = retry_after_s(headers)
+            return Fault(f"HTTP {status}: {message}", status in UNKNOWN_OUTCOME, status, wait_s, headers)
+        if code in ("content_filter", "content_policy_violation"):
+            return Reply({"error": {"status": status, "message": message, "reason": "content_filter"}})
+        if code == "context_length_exceeded" or "context length" in message or "context window" in message:
+            return Reply({"error": {"status": status, "message": message, "reason": "too_long"}})
+        return Unsupported(message, status)
+
+    def scrub(self, text: str | bytes) -> str:
+        """`text` without the key: endpoints like to repeat it in their complaints."""
+        words = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        return words.replace(self._key, "[key]") if self._key else words
+
+
+KNOWN_PARAMETERS = {
+    "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "response_format", "logprobs",
+    "top_logprobs",
+}  # fmt: skip
+
+
+def compact(body: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a chat completion's body: the first choice and the usage.
+
+    Raises:
+        LookupError, TypeError, AttributeError: not a chat completion.
+    """
+    choice = body["choices"][0]
+    message, usage = choice["message"], body.get("usage")
+    if not isinstance(message.get("content"), str | None):
+        raise TypeError("content is no text")
+    kept = {key: message[key] for key in ("content", "refusal") if message.get(key)}
+    kept |= {"finish_reason": choice.get("finish_reason"), "model": body.get("model")}
+    if usage is not None:
+        kept["usage"] = {
+            "prompt_tokens": _count(usage.get("prompt_tokens")),
+            "completion_tokens": _count(usage.get("completion_tokens")),
+            "reasoning_tokens": _count((usage.get("completion_tokens_details") or {}).get("reasoning_tokens")),
+            "cached_tokens": _count((usage.get("prompt_tokens_details") or {}).get("cached_tokens")),
+        }
+    if tokens := (choice.get("logprobs") or {}).get("content"):
+        kept["logprobs"] = label_tokens([(token["token"], token) for token in tokens])
+    return kept
+
+
+def label_tokens(tokens: list[tuple[str, dict[str, Any]]]) -> list[list[Any]]:
+    """The tokens from the last "label" key on, which is all that the label's probabilities need, in a short form."""
+    text = "".join(token for token, _ in tokens)
+    start = max(0, text.rfind(LABEL_KEY))
+    kept: list[list[Any]] = []
+    position = 0
+    for token, facts in tokens:
+        position += len(token)
+        if position > start and len(kept) < KEPT_TOKENS:
+            alternatives = [[other["token"], round(other["logprob"], 4)] for other in facts.get("top_logprobs") or []]
+            kept.append([token, round(facts["logprob"], 4), alternatives])
+    return kept
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds of `retry-after-ms` or `Retry-After` (RFC 9110: a number or a date); None without one."""
+    if (milliseconds := duration_s(headers.get("retry-after-ms"))) is not None:
+        return milliseconds / 1e3
+    value = headers.get("retry-after")
+    if value is None or (seconds := duration_s(value)) is not None:
+        return None if value is None else seconds
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _never_connected(error: BaseException) -> bool:
+    """Whether the connection was refused or never came about, so that nothing was asked."""
+    return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout")

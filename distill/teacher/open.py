@@ -1,0 +1,61 @@
+"""From a recipe to its teacher. The fingerprint is to be had without a key, a model or a lock."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgestill.distill.dataset import Row
+from edgestill.distill.recipe import Recipe, resolve
+from edgestill.distill.teacher.live import LiveTeacher, live_fingerprint
+from edgestill.distill.teacher.prompt import endpoint_host
+from edgestill.distill.teacher.protocol import Teacher
+from edgestill.distill.teacher.replay import ReplayTeacher, replay_fingerprint
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+
+def teacher_fingerprint(recipe: Recipe, recipe_path: Path) -> str:
+    """Hash that changes whenever the teacher's answers may.
+
+    Raises:
+        EdgestillError: a file that the teacher needs is missing.
+    """
+    if recipe.teacher.kind == "replay":
+        return replay_fingerprint(Path(resolve(recipe_path, str(recipe.teacher.path))))
+    return live_fingerprint(recipe, teacher_host(recipe, recipe_path))
+
+
+def teacher_host(recipe: Recipe, recipe_path: Path) -> str:
+    """What stands for the endpoint in the cache: host and port, or the hash of a local model's files."""
+    if recipe.teacher.kind == "openai":
+        return endpoint_host(recipe.teacher.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
+    from edgestill.distill.teacher.local import model_hash
+
+    return "local:" + model_hash(recipe, recipe_path)
+
+
+def open_teacher(recipe: Recipe, recipe_path: Path, folder: Path, rows: Sequence[Row]) -> Teacher:
+    """The teacher that the recipe names, ready to be asked.
+
+    Args:
+        recipe: whose teacher section counts.
+        recipe_path: paths in it are relative to this file.
+        folder: of the annotations; a live teacher keeps its spend record there and locks it.
+        rows: of the data set, of which some may be asked twice.
+
+    Raises:
+        EdgestillError: no key, no file, a model that cannot be read, or another process at work.
+    """
+    if recipe.teacher.kind == "replay":
+        return ReplayTeacher(Path(resolve(recipe_path, str(recipe.teacher.path))), recipe)
+    endpoint: Any
+    if recipe.teacher.kind == "openai":
+        from edgestill.distill.teacher.endpoint import OpenAIEndpoint
+
+        endpoint = OpenAIEndpoint(recipe.teacher, teacher_host(recipe, recipe_path))
+    else:
+        from edgestill.distill.teacher.local import LocalEndpoint
+
+        endpoint = LocalEndpoint(recipe, recipe_path, teacher_host(recipe, recipe_path))
+    return LiveTeacher(recipe, endpoint, folder, rows, teacher_fingerprint(recipe, recipe_path))
