@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types check clean install
+.PHONY: demo test lint types check soak bench-teacher clean install
 
 demo: install
 	$(BIN)/edgestill build distill/example/recipe.yaml
@@ -19,6 +19,13 @@ types: install .house/edgestill
 	$(BIN)/mypy
 
 check: lint types
+
+# the teacher engine under hundreds of kills; some minutes
+soak: install
+	$(BIN)/pytest -m soak
+
+bench-teacher: install
+	$(BIN)/python tests/bench_teacher.py
 
 install: .venv/.installed
 

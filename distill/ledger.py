@@ -11,7 +11,7 @@ from typing import Any
 
 from edgestill.distill.dataset import Row
 from edgestill.distill.recipe import Recipe
-from edgestill.distill.teacher.budget import Tokens
+from edgestill.distill.teacher.budget import Tokens, usd_text
 from edgestill.distill.teacher.protocol import Annotation, Rejection, Spending
 from edgestill.distill.teacher.section import Price
 from edgestill.runtime.metrics import wilson
@@ -131,7 +131,7 @@ class Tally:
             worst_case=spending.worst_case,
             spent_usd=spending.usd,
             spent_usd_by_split=spending.usd_by_split,
-            recorded_usd=None if recorded is None else f"{recorded:f}",
+            recorded_usd=None if recorded is None else usd_text(recorded),
             usd_per_label=_each(recorded, self.accepted),
             usd_per_rationale=_each(recorded, self.rationales),
             usd_per_1000_requests=None if per_test is None or not tests else float(per_test / tests * 1000),

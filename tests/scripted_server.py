@@ -182,7 +182,7 @@ class ScriptedServer:
         try:
             with suppress(EOFError, ConnectionError, asyncio.CancelledError):  # one of the two has left
                 while True:
-                    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                    first, *lines = (await reader.readuntil(b"\r\n\r\n"))[:-4].decode("latin-1").split("\r\n")
                     headers = {name.lower(): value.strip() for name, _, value in (s.partition(":") for s in lines)}
                     body = await reader.readexactly(int(headers.get("content-length", 0)))
                     await self._request(reader, writer, first, headers, body)

@@ -3,20 +3,20 @@
 The first rows go online: they find out what the endpoint accepts and pass the smoke gate before a day is spent.
 """
 
-import asyncio
+import io
 import json
-import random
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgestill.distill.dataset import Row
+from edgestill.distill.teacher.batch_api import URL, BatchApi, Refused
 from edgestill.distill.teacher.budget import Budget, Reservation, Tokens, bound_of, opened, used_tokens
 from edgestill.distill.teacher.conversation import Needs, Resolved
-from edgestill.distill.teacher.endpoint import Fault, OpenAIEndpoint, Reply, Unsupported, compact
+from edgestill.distill.teacher.endpoint import Fault, OpenAIEndpoint, Reply, compact
 from edgestill.distill.teacher.online import Online
 from edgestill.distill.teacher.prompt import Request
 from edgestill.distill.teacher.protocol import Told
@@ -29,10 +29,7 @@ from edgestill.runtime.errors import EdgestillError
 MAX_REQUESTS = 10_000
 MAX_BYTES = 90_000_000
 MAX_ROUNDS = 3  # a request that failed in so many batches is given up
-URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
-CALL_TIMEOUT_S = 600.0  # a file of answers is large
-ENDED = ("completed", "expired", "cancelled", "failed")
-TAG = "edgestill_batch"
+WRITTEN_AT_ONCE = 500  # lines of a file of answers in one commit
 
 
 class Batches:
@@ -49,27 +46,41 @@ class Batches:
         """All parts are made by the caller."""
         self._teacher, self._endpoint, self._store, self._budget = teacher, endpoint, store, budget
         self._resolve = resolve
+        self._api = BatchApi(teacher, endpoint)
         self._folder = store.spend_path.parent
         self._tries: Counter[str] = Counter()
         self._given_up: set[str] = set()
+        self._stopped: EdgestillError | None = None
 
     async def run(self, rows: Iterable[Row], told: Told, online: Online) -> EdgestillError | None:
         """Ask about all rows, the first few through `online`; the reason why it stopped before the end, or None."""
         rows = list(rows)
         try:
-            for batch_id, remote_id in list(
-                self._store.spend("select id, remote_id from batches where state = 'open'")
-            ):
-                await self._harvest(str(batch_id), await self._submitted(str(batch_id), remote_id))
+            await self._take_up()
             stopped = await online.run(rows[: max(1, self._teacher.smoke_rows)], lambda done: None)
             if stopped is not None:
                 return stopped
             while requests := self._missing(rows, told):
                 batch_id = await self._prepare(requests)
-                await self._harvest(batch_id, await self._submitted(batch_id, None))
+                await self._harvest(batch_id, await self._submit(batch_id))
         except EdgestillError as error:
             return error
         return None
+
+    async def _take_up(self) -> None:
+        """Finish the batches that an earlier process left open; remove the files that belong to none."""
+        left = {str(b): r for b, r in self._store.spend("select id, remote_id from batches where state = 'open'")}
+        for path in self._folder.glob(f"batch-{'[0-9a-f]' * 32}.jsonl*"):
+            if path.name not in {self._file(batch_id).name for batch_id in left}:
+                path.unlink()
+        for batch_id, remote_id in left.items():
+            remote = await self._known(batch_id, remote_id)
+            if remote is None and self._file(batch_id).exists():
+                remote = await self._submit(batch_id)
+            if remote is None:
+                await self._withdraw(batch_id)
+            else:
+                await self._harvest(batch_id, remote)
 
     def _missing(self, rows: list[Row], told: Told) -> list[tuple[Request, str]]:
         """(request, split) of all that has no stored response, each key once."""
@@ -109,126 +120,149 @@ class Batches:
         await self._store.write(writes)
         return batch_id
 
-    async def _submitted(self, batch_id: str, remote_id: str | None) -> Any:
-        """The remote batch: the known one, one that a crash left unrecorded, or a new one."""
-        api = self._endpoint.client.with_options(timeout=CALL_TIMEOUT_S)
+    async def _submit(self, batch_id: str) -> Any:
+        """Make the remote batch.
+
+        Raises:
+            Refused: nothing is out there, so nothing stays reserved.
+        """
+        try:
+            remote = await self._api.create(batch_id, self._file(batch_id))
+        except Refused:
+            await self._withdraw(batch_id)
+            raise
+        return await self._recorded(batch_id, remote)
+
+    async def _known(self, batch_id: str, remote_id: str | None) -> Any:
+        """The remote batch as recorded, or one that a crash left unrecorded; None when there is none."""
         if remote_id is not None:
-            return await self._call(lambda: api.batches.retrieve(remote_id))
-        remote = await self._find_remote(batch_id)
-        if remote is None:
-            path = self._file(batch_id)
-            upload = await self._call(lambda: api.files.create(file=path, purpose="batch"))
-            try:
-                remote = await self._call(
-                    lambda: api.batches.create(
-                        input_file_id=upload.id, endpoint=URL, completion_window="24h", metadata={TAG: batch_id}
-                    ),
-                    attempts=1,  # a create that broke off may have worked: look before trying again
-                )
-            except EdgestillError:
-                remote = await self._find_remote(batch_id)
-                if remote is None:
-                    raise
+            return await self._api.get(remote_id)
+        remote = await self._api.find(batch_id)
+        return None if remote is None else await self._recorded(batch_id, remote)
+
+    async def _recorded(self, batch_id: str, remote: Any) -> Any:
         await self._store.write([("update batches set remote_id = ? where id = ?", (remote.id, batch_id))])
         return remote
 
-    async def _find_remote(self, batch_id: str) -> Any:
-        async def find() -> Any:
-            async for remote in self._endpoint.client.batches.list(limit=100):
-                if (remote.metadata or {}).get(TAG) == batch_id:
-                    return remote
-            return None
-
-        return await self._call(find)
-
     async def _harvest(self, batch_id: str, remote: Any) -> None:
-        """Wait for the end and keep every answer there is, also of a batch that expired."""
-        api = self._endpoint.client.with_options(timeout=CALL_TIMEOUT_S)
-        while remote.status not in ENDED:
-            await asyncio.sleep(self._teacher.batch_poll_s)
-            remote = await self._call(lambda remote_id=remote.id: api.batches.retrieve(remote_id))  # type: ignore[misc]
+        """Wait for the end and keep every answer there is, also of a batch that expired.
+
+        Raises:
+            EdgestillError: it failed or was cancelled, or a line says that no other request would fare better.
+        """
+        remote = await self._api.ended(remote)
+        waiting, unread = self._open_lines(batch_id), 0
+        for file_id in (remote.output_file_id, remote.error_file_id):
+            if file_id:
+                content = await self._api.content(file_id)
+                unread += len(waiting) if content is None else await self._keep_lines(content, waiting)
+        if remote.status == "failed":
+            await self._withdraw(batch_id)
+        else:
+            await self._close(batch_id, waiting, unread, f"batch {remote.status} without an answer to it")
+        if remote.status in ("failed", "cancelled"):
+            self._stopped = self._stopped or self._bad_end(remote)
+        if self._stopped is not None:
+            raise self._stopped
+
+    def _bad_end(self, remote: Any) -> EdgestillError:
+        if remote.status == "cancelled":
+            return EdgestillError(
+                f"{self._endpoint.host} says that the batch was cancelled", "the same command goes on"
+            )
+        errors = getattr(remote.errors, "data", None) or []
+        said = " ".join("; ".join(str(error.message) for error in errors).split()) or "no reason given"
+        return EdgestillError(
+            f"{self._endpoint.host} refused the batch: {self._endpoint.scrub(said)[:300]}",
+            "mend it or use mode: online",
+        )
+
+    def _open_lines(self, batch_id: str) -> dict[str, Reservation]:
         query = "select key, id, prompt_tokens, completion_tokens from attempts where batch = ? and state = 'open'"
-        waiting = {
+        return {
             str(key): Reservation(number, Tokens(prompt, 0, completion))
             for key, number, prompt, completion in self._store.spend(query, (batch_id,))
         }
-        for file_id in (remote.output_file_id, remote.error_file_id):
-            if file_id:
-                content = await self._call(lambda file_id=file_id: api.files.content(file_id))  # type: ignore[misc]
-                await self._keep_lines(content.content, waiting)
+
+    async def _close(self, batch_id: str, waiting: dict[str, Reservation], unread: int, detail: str) -> None:
+        """Settle what no line came back for: nothing was billed, except for `unread` lines that were lost."""
         done: list[Write] = []
-        for key, line in waiting.items():  # no line came back: the API bills only what it answered
-            done.append(self._budget.settle(line, "free", Tokens()))
-            await self._failed(key, f"batch {remote.status} without an answer to it")
+        dearest = sorted(waiting.items(), key=lambda item: -item[1].bound.prompt - item[1].bound.completion)
+        for number, (key, line) in enumerate(dearest):
+            done += [self._unanswered(line, billed=number < unread), *self._failed(key, detail)]
         await self._store.write([*done, ("update batches set state = 'done' where id = ?", (batch_id,))])
         self._file(batch_id).unlink(missing_ok=True)
-        if remote.status == "failed":
-            errors = getattr(remote.errors, "data", None) or []
-            said = self._endpoint.scrub("; ".join(str(error.message) for error in errors) or "no reason given")
-            raise EdgestillError(
-                f"{self._endpoint.host} refused the batch: {said[:300]}", "mend it or use mode: online"
-            )
 
-    async def _keep_lines(self, content: bytes, waiting: dict[str, Reservation]) -> None:
-        """Match lines by custom_id, whatever their order; each is taken out of `waiting` once."""
-        for text in content.splitlines():
+    async def _withdraw(self, batch_id: str) -> None:
+        """Take back what no model has seen: it counts neither as tokens nor as requests."""
+        for line in self._open_lines(batch_id).values():
+            self._unanswered(line, billed=False)
+            self._budget.requests -= 1
+        drop = ("delete from attempts where batch = ? and state = 'open'", (batch_id,))
+        await self._store.write([drop, ("update batches set state = 'done' where id = ?", (batch_id,))])
+        self._file(batch_id).unlink(missing_ok=True)
+
+    async def _keep_lines(self, content: bytes, waiting: dict[str, Reservation]) -> int:
+        """Match lines by custom_id, whatever their order; each leaves `waiting` once. How many could not be read."""
+        unread = 0
+        spend: list[Write] = []
+        answers: list[Write] = []
+        for text in filter(bytes.strip, io.BytesIO(content)):
             try:
                 record = json.loads(text)
                 key, response = str(record["custom_id"]), record.get("response") or {}
+                status, body = response.get("status_code"), response.get("body")
             except (ValueError, LookupError, TypeError, AttributeError):
-                continue  # a torn line: its request stays waiting
+                unread += 1  # a torn line: its request stays waiting
+                continue
             line = waiting.pop(key, None)
             if line is None:
                 continue  # said twice, or not ours
-            status, body = response.get("status_code"), response.get("body")
             outcome = self._outcome(status, body if status is not None else {"error": record.get("error")})
             if isinstance(outcome, Reply):
-                used = Tokens() if "error" in outcome.response else used_tokens(outcome.response.get("usage"))
-                state, cost = ("worst", line.bound) if used is None else ("settled", used)
-                stored = store_answer(key, outcome.response, f"{self._store.run_id}:{line.number}")
-                await self._store.write([self._budget.settle(line, state, cost)], [stored])
+                spend.append(self._answered(line, outcome.response))
+                answers.append(store_answer(key, outcome.response, f"{self._store.run_id}:{line.number}"))
             else:
-                billed = outcome.billed
-                await self._store.write(
-                    [self._budget.settle(line, "worst" if billed else "free", line.bound if billed else Tokens())]
-                )
-                await self._failed(key, outcome.detail)
+                spend += [self._unanswered(line, outcome.billed), *self._failed(key, outcome.detail)]
+            if len(spend) >= WRITTEN_AT_ONCE:
+                await self._store.write(spend, answers)
+                spend, answers = [], []
+        await self._store.write(spend, answers)
+        return unread
 
     def _outcome(self, status: int | None, body: Any) -> Reply | Fault:
         """Success is status 200 and a body that can be read; `error: null` alone says nothing."""
-        if status == 200:
-            try:
+        try:
+            if status == 200:
                 return Reply(compact(body))
-            except (LookupError, TypeError, AttributeError):
-                return Fault("the body is no chat completion", billed=True)
-        outcome = self._endpoint.judge(status or 500, body, {})
+            outcome = self._endpoint.judge(status or 500, body, {})
+        except (LookupError, TypeError, AttributeError):
+            return Fault("the body is no chat completion", billed=True)
+        except EdgestillError as error:  # the other lines count all the same
+            self._stopped = self._stopped or error
+            return Fault(error.message, billed=False)
         return outcome if isinstance(outcome, Reply | Fault) else Fault(f"HTTP {status}: {outcome.message}", False)
 
-    async def _failed(self, key: str, detail: str) -> None:
+    def _answered(self, line: Reservation, response: dict[str, Any]) -> Write:
+        used = Tokens() if "error" in response else used_tokens(response.get("usage"))
+        state, cost = ("worst", line.bound) if used is None else ("settled", used)
+        if self._budget.capped and self._budget.exceeds_bound(line, cost):
+            self._stopped = self._stopped or EdgestillError(
+                f"{self._endpoint.host} billed {cost.prompt} + {cost.completion} tokens where at most "
+                f"{line.bound.prompt} + {line.bound.completion} were possible, so no cap can be promised",
+                "remove the cap, or use an endpoint that honours max_tokens",
+            )
+        return self._budget.settle(line, state, cost)
+
+    def _unanswered(self, line: Reservation, billed: bool) -> Write:
+        return self._budget.settle(line, "worst" if billed else "free", line.bound if billed else Tokens())
+
+    def _failed(self, key: str, detail: str) -> list[Write]:
         self._tries[key] += 1
-        if self._tries[key] >= MAX_ROUNDS:
-            self._given_up.add(key)
-            await self._store.write([("insert or replace into failures values(?, ?)", (key, detail))])
-
-    async def _call(self, make: Callable[[], Awaitable[Any]], attempts: int | None = None) -> Any:
-        """One call of the Batch API, tried again while the endpoint is only busy.
-
-        Raises:
-            EdgestillError: it failed for good.
-        """
-        most = attempts or self._teacher.max_attempts
-        for attempt in range(most):
-            outcome = await self._endpoint.guarded(make, CALL_TIMEOUT_S)
-            if isinstance(outcome, Reply | Unsupported):
-                raise EdgestillError(f"{self._endpoint.host} refused a call of its Batch API: {outcome}")
-            if not isinstance(outcome, Fault):
-                return outcome
-            if attempt + 1 < most:
-                wait_s = random.uniform(0, min(60.0, self._teacher.backoff_s * 2**attempt))
-                await asyncio.sleep(outcome.retry_after_s or wait_s)
-        raise EdgestillError(
-            f"the Batch API at {self._endpoint.host} failed: {outcome.detail}", "the same command goes on from here"
-        )
+        if self._tries[key] < MAX_ROUNDS:
+            return []
+        self._given_up.add(key)
+        return [("insert or replace into failures values(?, ?)", (key, detail))]
 
     def _file(self, batch_id: str) -> Path:
         return self._folder / f"batch-{batch_id}.jsonl"

@@ -38,6 +38,11 @@ class Tokens:
         return parts / 1_000_000
 
 
+def usd_text(usd: Decimal) -> str:
+    """Exact decimal text, without trailing zeros or an exponent."""
+    return f"{usd.normalize():f}"
+
+
 def used_tokens(usage: Mapping[str, Any] | None) -> Tokens | None:
     """Tokens of a stored response's `usage`; None when the endpoint told none."""
     if not usage or usage.get("prompt_tokens") is None or usage.get("completion_tokens") is None:
@@ -138,7 +143,8 @@ class Budget:
             return f"budget.tokens {caps.tokens} is reached: {spent} spent, the next request may take {tokens - spent}"
         spent_usd, more_usd = self.spent_usd, (self.reserved + bound).usd(self._price)
         if caps.usd is not None and spent_usd is not None and more_usd is not None and spent_usd + more_usd > caps.usd:
-            return f"budget.usd {caps.usd} is reached: {spent_usd:f} spent, the next request may cost {more_usd:f}"
+            money = f"{usd_text(spent_usd)} spent, the next request may cost {usd_text(more_usd)}"
+            return f"budget.usd {caps.usd} is reached: {money}"
         return None
 
     def _sum(self, where: str) -> tuple[int, Tokens]:

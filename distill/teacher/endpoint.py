@@ -5,6 +5,7 @@ Retries are the engine's: the SDK's own would be paid for unseen.
 
 import asyncio
 import email.utils
+import itertools
 import json
 import os
 import time
@@ -14,10 +15,12 @@ from typing import Any
 
 from edgestill.distill.teacher.confidence import LABEL_KEY
 from edgestill.distill.teacher.limits import duration_s
+from edgestill.distill.teacher.prompt import OPTIONAL
 from edgestill.distill.teacher.section import TeacherSection
 from edgestill.runtime.errors import EdgestillError, UsageError
 
 KEPT_TOKENS = 48
+CONNECTIONS_A_POOL = 16
 NO_KEY = "no-key"  # local servers want a header and do not read it
 FATAL = {
     401: "the key is not accepted; check the variable {key_env}",
@@ -77,22 +80,28 @@ class OpenAIEndpoint:
         if not key and teacher.base_url is None:
             raise UsageError(f"the variable {teacher.key_env} holds no key", f"type: export {teacher.key_env}=...")
         self._sdk, self._key, self._key_env = openai, key, teacher.key_env
-        limits = httpx2.Limits(
-            max_connections=teacher.concurrency + 8, max_keepalive_connections=teacher.concurrency + 8
-        )
-        self._timeout_s = teacher.timeout_s
-        self.client = openai.AsyncOpenAI(
-            api_key=key or NO_KEY,
-            base_url=teacher.base_url,
-            max_retries=0,
-            timeout=teacher.timeout_s,
-            http_client=openai.DefaultAsyncHttpxClient(limits=limits),
-        )
+        self._response, self._timeout_s = httpx2.Response, teacher.timeout_s
+        # a pool looks at all its connections for each request: many small pools cost less than a large one
+        pools = -(-teacher.concurrency // CONNECTIONS_A_POOL)
+        limits = httpx2.Limits(max_connections=2 * CONNECTIONS_A_POOL, max_keepalive_connections=2 * CONNECTIONS_A_POOL)
+        self._clients = [
+            openai.AsyncOpenAI(
+                api_key=key or NO_KEY,
+                base_url=teacher.base_url,
+                max_retries=0,
+                timeout=teacher.timeout_s,
+                http_client=openai.DefaultAsyncHttpxClient(limits=limits),
+            )
+            for _ in range(pools)
+        ]
+        self._turns = itertools.cycle(self._clients)
+        self.client = self._clients[0]
         self.host, self.model = host, str(teacher.model)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.client.close()
+        for client in self._clients:
+            await client.close()
 
     async def send(self, body: Mapping[str, Any]) -> Reply | Fault | Unsupported:
         """Ask once.
@@ -100,19 +109,17 @@ class OpenAIEndpoint:
         Raises:
             EdgestillError: 401, 402, 403, 404 or an exhausted quota: no other request would fare better.
         """
-        start = time.perf_counter()
-        known = {key: value for key, value in body.items() if key in KNOWN_PARAMETERS}
-        extra = {key: value for key, value in body.items() if key not in KNOWN_PARAMETERS}
-        create = self.client.chat.completions.with_raw_response.create
-        raw = await self.guarded(lambda: create(**known, extra_body=extra or None), self._timeout_s)
+        start, client = time.perf_counter(), next(self._turns)
+        # the body is JSON already: the client's own method for chat would walk it once more by its types
+        call = lambda: client.post("/chat/completions", body=dict(body), cast_to=self._response)  # noqa: E731
+        raw = await self.guarded(call, self._timeout_s)
         if isinstance(raw, Reply | Fault | Unsupported):
             return raw
         latency_ms = (time.perf_counter() - start) * 1e3
-        content = raw.http_response.content
         try:
-            return Reply(compact(json.loads(content)), raw.headers, latency_ms)
+            return Reply(compact(json.loads(raw.content)), raw.headers, latency_ms)
         except (ValueError, LookupError, TypeError, AttributeError):
-            return Fault(f"the body is no chat completion: {self.scrub(content[:80])!r}", billed=True)
+            return Fault(f"the body is no chat completion: {self.scrub(raw.content[:80])!r}", billed=True)
 
     async def guarded(self, call: Callable[[], Awaitable[Any]], timeout_s: float) -> Any:
         """What a call of the SDK returns, or what its failure means.
@@ -140,11 +147,13 @@ class OpenAIEndpoint:
         error = error if isinstance(error, dict) else {"message": error}
         code, message = (
             str(error.get("code") or ""),
-            self.scrub(str(error.get("message") or body or "no message"))[:300],
+            self.scrub(str(error.get("message") or body or "no message"))[:1000],
         )
         if status in FATAL or code in QUOTA_CODES:
             hint = FATAL.get(status, FATAL[402]).format(key_env=self._key_env)
             raise EdgestillError(f"the teacher at {self.host} answered HTTP {status}: {message}", hint)
+        if status == 500 and any(word in message for word in OPTIONAL):
+            return Unsupported(message, status)  # llama-cpp-python's server says so with 500
         if status in TRANSIENT:
             wait_s = retry_after_s(headers)
             return Fault(f"HTTP {status}: {message}", status in UNKNOWN_OUTCOME, status, wait_s, headers)
@@ -158,12 +167,6 @@ class OpenAIEndpoint:
         """`text` without the key: endpoints like to repeat it in their complaints."""
         words = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
         return words.replace(self._key, "[key]") if self._key else words
-
-
-KNOWN_PARAMETERS = {
-    "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "response_format", "logprobs",
-    "top_logprobs",
-}  # fmt: skip
 
 
 def compact(body: dict[str, Any]) -> dict[str, Any]:

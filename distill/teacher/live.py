@@ -13,7 +13,7 @@ from typing import Any
 
 from edgestill.distill.dataset import Row
 from edgestill.distill.recipe import Recipe
-from edgestill.distill.teacher.budget import Budget, Tokens
+from edgestill.distill.teacher.budget import Budget, Tokens, usd_text
 from edgestill.distill.teacher.conversation import Needs, Resolved, resolve
 from edgestill.distill.teacher.prompt import Prompter, Request, first_dialect
 from edgestill.distill.teacher.protocol import Annotation, Rejection, Spending, Told
@@ -124,13 +124,13 @@ class LiveTeacher:
                   for split, n, *sums, worst in self._store.spend(query)}  # fmt: skip
         total = sum((tokens for _, tokens, _ in splits.values()), Tokens())
         usd = {split: tokens.usd(price) for split, (_, tokens, _) in splits.items()}
-        known = {split: str(amount) for split, amount in usd.items() if amount is not None}
+        known = {split: amount for split, amount in usd.items() if amount is not None}
         return Spending(
             requests=sum(count for count, _, _ in splits.values()),
             prompt_tokens=total.prompt,
             completion_tokens=total.completion,
-            usd=None if price is None else str(sum((Decimal(amount) for amount in known.values()), Decimal(0))),
-            usd_by_split=None if price is None else known,
+            usd=None if price is None else usd_text(sum(known.values(), Decimal(0))),
+            usd_by_split=None if price is None else {split: usd_text(amount) for split, amount in known.items()},
             worst_case=sum(worst for _, _, worst in splits.values()),
         )
 

@@ -17,6 +17,8 @@ TOP_LOGPROBS = 20  # the most that the OpenAI API returns
 LONGER_FACTOR = 4  # an answer that was cut off is asked for once more with this many times its tokens
 MESSAGE_BOUND_TOKENS = 32  # what a chat template may add around one message
 
+# What a request may do without; an endpoint's complaint that names one of these is about the request, not a fault.
+OPTIONAL = ("response_format", "json_schema", "json_object", "logprobs", "temperature", "max_completion_tokens")
 FORMATS = ("json_schema", "json_object", "text")
 
 
@@ -39,7 +41,7 @@ class Dialect:
             return replace(self, max_tokens_name="max_completion_tokens")
         if self.logprobs and "logprobs" in words:
             return replace(self, logprobs=False)
-        named = any(word in words for word in ("response_format", "json_schema", "json_object"))
+        named = any(word in words for word in OPTIONAL[:3])
         if named and self.answer_format != "text" and not fixed_format:
             return replace(self, answer_format=FORMATS[FORMATS.index(self.answer_format) + 1])
         if self.temperature and "temperature" in words:
@@ -164,8 +166,6 @@ def _instructions(recipe: Recipe) -> str:
 def _response_format(recipe: Recipe, answer_format: str) -> dict[str, Any] | None:
     if answer_format == "text":
         return None
-    if answer_format == "json_object":
-        return {"type": "json_object"}
     kinds: dict[str, Any] = {
         "rationale": {"type": "string"},
         "label": {"type": "string", "enum": list(recipe.task.labels)},
@@ -173,4 +173,6 @@ def _response_format(recipe: Recipe, answer_format: str) -> dict[str, Any] | Non
     keys = _keys(recipe)
     properties = {key: kinds[key] for key in keys}
     schema = {"type": "object", "properties": properties, "required": keys, "additionalProperties": False}
+    if answer_format == "json_object":
+        return {"type": "json_object", "schema": schema}  # llama-cpp-python and others read the schema there
     return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
