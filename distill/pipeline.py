@@ -82,7 +82,7 @@ def run_annotate(plan: Plan, folder: Path, progress: Progress) -> tuple[tuple[Le
         if known.inputs_sha256 == annotations_inputs(plan.recipe, data, fingerprint, corrections):
             return (known, None), True  # with another price, say, the answers stand and are counted again
     teacher = open_teacher(plan.recipe, plan.recipe_path, folder, data.rows)
-    told = lambda done, total: progress("annotate", done, total)  # noqa: E731
+    told = lambda done, total: progress(f"annotate, {teacher.spent_so_far()}", done, total)  # noqa: E731
     try:
         return annotate(plan.recipe, data, teacher, plan.fits, folder, told, corrections), False
     except OSError as error:

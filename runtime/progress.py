@@ -13,6 +13,7 @@ Finish = Callable[[str], None]
 def stage(name: str) -> Iterator[tuple[Tell, Finish]]:
     """Yield (tell, finish): `tell(part, done, total)` moves the bar, `finish(words)` adds to the closing line.
 
+    What follows a comma in `part` is shown and may change: "annotate, 0.12 USD" moves the bar of "annotate".
     Without a terminal there is no bar, only the closing line; nothing is printed to stdout.
     """
     from rich.console import Console
@@ -30,11 +31,12 @@ def stage(name: str) -> Iterator[tuple[Tell, Finish]]:
         tasks: dict[str, tuple[object, float]] = {}
 
         def tell(part: str, done: int, total: int) -> None:
-            if part not in tasks:
-                tasks[part] = (bars.add_task(part, total=total, rate=""), time.perf_counter())
-            task, since = tasks[part]
+            name = part.partition(",")[0]
+            if name not in tasks:
+                tasks[name] = (bars.add_task(part, total=total, rate=""), time.perf_counter())
+            task, since = tasks[name]
             rate = done / max(time.perf_counter() - since, 1e-9)
-            bars.update(task, completed=done, total=total, rate=f"{rate:,.0f}/s" if rate >= 1 else "")  # type: ignore[arg-type]
+            bars.update(task, description=part, completed=done, total=total, rate=f"{rate:,.0f}/s" if rate >= 1 else "")  # type: ignore[arg-type]
 
         yield tell, lambda text: words.__setitem__(0, text)
     took = f"{time.perf_counter() - start:.1f} s"

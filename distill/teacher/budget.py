@@ -74,10 +74,9 @@ class Budget:
         self._store, self._caps, self._price = store, caps, price
         self._settle_what_a_kill_left()
         self._next = int(next(iter(store.spend("select coalesce(max(id), 0) + 1 from attempts")))[0])
-        self.requests = self._next - 1
+        self.requests = int(next(iter(store.spend("select count(*) from attempts")))[0])
         _, self.spent = self._sum("state != 'open'")
         self.in_flight, self.reserved = self._sum("state = 'open'")  # lines of batches that are still out
-        self.sent_now = 0
         self._freed = asyncio.Event()
 
     async def reserve(self, request: Request, split: str) -> Reservation:
@@ -101,7 +100,6 @@ class Budget:
         reservation = Reservation(self._next, bound)
         self._next += 1
         self.requests += 1
-        self.sent_now += 1
         self.in_flight += 1
         self.reserved += bound
         return reservation

@@ -71,6 +71,11 @@ class LiveTeacher:
             concurrency = 1 if self._endpoint.one_at_a_time else teacher.concurrency
             online = Online(teacher, *parts, self._unsupported, concurrency)
             if teacher.mode == "online":
+                if list(self._store.spend("select 1 from batches where state = 'open'")):
+                    return EdgestillError(
+                        "a batch of this run is still out, and will be paid for",
+                        "set teacher.mode: batch once more: it waits for its answers and keeps them",
+                    )
                 return await online.run(rows, told)
             from edgestill.distill.teacher.batch import Batches
 
@@ -133,6 +138,12 @@ class LiveTeacher:
             usd_by_split=None if price is None else {split: usd_text(amount) for split, amount in known.items()},
             worst_case=sum(worst for _, _, worst in splits.values()),
         )
+
+    def spent_so_far(self) -> str:
+        """See `protocol.Teacher`."""
+        usd = self.budget.spent_usd
+        tokens = self.budget.spent.prompt + self.budget.spent.completion
+        return f"{tokens:,} tokens" if usd is None else f"{usd:.4f} USD"
 
     def close(self) -> None:
         """See `protocol.Teacher`."""

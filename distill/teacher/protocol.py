@@ -85,6 +85,10 @@ class Teacher(Protocol):
         """What this run has paid."""
         ...
 
+    def spent_so_far(self) -> str:
+        """What this run has paid, in a few words for a progress bar; cheap."""
+        ...
+
     def close(self) -> None:
         """Let go of files and models."""
         ...

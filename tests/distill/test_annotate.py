@@ -70,6 +70,9 @@ class CountingTeacher:
     def spending(self) -> Spending:
         return Spending(len(self.asked), 100 * len(self.asked), 10 * len(self.asked), "0.5", {"train": "0.5"}, 0)
 
+    def spent_so_far(self) -> str:
+        return ""
+
     def close(self) -> None:
         pass
 
