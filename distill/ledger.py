@@ -65,14 +65,18 @@ class Ledger:
 
     @property
     def summary(self) -> str:
-        """The counts and the money in two lines."""
+        """The counts, the money, and how far the teacher agrees with itself: a line each."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejected.items()) or "none"
         money = "unknown (no price in the recipe)" if self.spent_usd is None else f"{_short(self.spent_usd)} USD"
         per = "" if self.usd_per_label is None else f", {_short(self.usd_per_label)} USD a usable label"
-        return (
-            f"{self.rows} rows: {self.accepted} accepted, rejected: {reasons}, {self.pending} pending\n"
-            f"{self.requests} requests sent, {self.cached} answers from the cache or a file; spent {money}{per}"
-        )
+        lines = [
+            f"{self.rows} rows: {self.accepted} accepted, rejected: {reasons}, {self.pending} pending",
+            f"{self.requests} requests sent, {self.cached} answers from the cache or a file; spent {money}{per}",
+        ]
+        if (again := self.self_agreement) is not None:
+            interval = f"[{again['low']:.1%}, {again['high']:.1%}]"
+            lines.append(f"asked twice, {again['rows']} rows get the same label in {again['share']:.1%} {interval}")
+        return "\n".join(lines)
 
     @property
     def unfinished(self) -> int:

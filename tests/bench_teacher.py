@@ -123,7 +123,7 @@ def main(count: int, big: int) -> None:
                 facts = measure(what, url, count, concurrency) | {"what": what, "in_flight": concurrency}
                 runs.append(facts)
                 allowed = concurrency / LATENCY_S
-                print(f"{what:<7} {concurrency:>4} in flight  {facts['requests_per_s']:>6.1f}/s of {allowed:.1f}"
+                print(f"{what:<7} {concurrency:>4} in flight  {facts['sustained_per_s']:>6.1f}/s of {allowed:.1f}"
                       f"  {facts['cpu_ms_per_request']:.2f} ms CPU a request", flush=True)  # fmt: skip
         served = json.load(urllib.request.urlopen(url.replace("/v1", "/stats")))
         server.kill()
@@ -132,14 +132,15 @@ def main(count: int, big: int) -> None:
         url = server.stdout.readline().strip()
         memory = {str(n): measure("engine", url, n, 64) for n in (1_000, big)}
         server.kill()
-    best = {
-        c: max(r["requests_per_s"] for r in runs if r["what"] == "engine" and r["in_flight"] == c) for c in (64, 200)
-    }
+    engines = [run for run in runs if run["what"] == "engine"]
+    best = {c: max(run["sustained_per_s"] for run in engines if run["in_flight"] == c) for c in (64, 200)}
+    whole = max(run["requests_per_s"] for run in engines if run["in_flight"] == 64)
     cpu = {w: min(r["cpu_ms_per_request"] for r in runs if r["what"] == w and r["in_flight"] == 64)
            for w in ("bare", "engine")}  # fmt: skip
     peaks = {n: facts["peak_rss_bytes"] for n, facts in memory.items()}
     print(json.dumps({
-        "share_of_allowed_at_64": best[64] / (64 / LATENCY_S), "requests_per_s_at_200": best[200],
+        "share_of_allowed_at_64": best[64] / (64 / LATENCY_S), "share_with_start_up": whole / (64 / LATENCY_S),
+        "requests_per_s_at_200": best[200],
         "cpu_ms_per_request": cpu, "cpu_ms_beyond_bare_client": cpu["engine"] - cpu["bare"],
         "peak_rss_bytes_by_rows": peaks, "rate_without_latency": memory[str(big)]["requests_per_s"],
         "latency_s": LATENCY_S, "requests_each": count, "in_flight_max_seen": served["in_flight_max"],

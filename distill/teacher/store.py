@@ -7,6 +7,7 @@ import asyncio
 import fcntl
 import json
 import sqlite3
+import threading
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -63,6 +64,7 @@ class Store:
         self.run_id = str(self._spend.execute("select id from run").fetchone()[0])
         self._pending: list[tuple[list[Write], list[Write], asyncio.Future[None]]] = []
         self._flushing: asyncio.Task[None] | None = None
+        self._commits = threading.Lock()  # one transaction at a time: the loop and its executor share the connections
 
     def close(self) -> None:
         """Close both files and let go of the folder."""
@@ -116,6 +118,10 @@ class Store:
         self._flushing = None
 
     def _commit(self, answers: list[Write], spend: list[Write]) -> None:
+        with self._commits:
+            self._commit_both(answers, spend)
+
+    def _commit_both(self, answers: list[Write], spend: list[Write]) -> None:
         for path, connection, writes in (
             (self.cache_path, self._cache, answers),
             (self.spend_path, self._spend, spend),
