@@ -106,10 +106,10 @@ def _records(
 
 
 def _answer(row: Row, teacher: Teacher, fits: Callable[[str], bool], correction: Correction | None) -> Answer:
+    if not fits(row.text):
+        return Rejection(row.id, "too_long", "the student cannot take this text whole; see data.too_long", "")
     if correction is not None:
         tokens: dict[str, Any] = {"prompt_tokens": 0, "completion_tokens": 0, "latency_ms": None}
         said = (row.id, correction.label, None, correction.rationale)
         return Annotation(*said, **tokens, raw="corrected by hand", corrected=True)
-    if not fits(row.text):
-        return Rejection(row.id, "too_long", "the student cannot take this text whole; see data.too_long", "")
     return teacher.answer(row)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgestill.distill.dataset import Row, read_records, row_id
 from edgestill.distill.recipe import Recipe, resolve
@@ -20,28 +21,47 @@ class Correction:
 def read_corrections(recipe: Recipe, recipe_path: Path, rows: tuple[Row, ...]) -> dict[str, Correction]:
     """Corrections by row id, from a file with `id` or `text`, `label`, and where wanted `rationale`.
 
+    What `teacher.redact` hides in the rows may stand in `text`, and is hidden in `rationale` too.
+
     Raises:
         EdgestillError: a label that is not allowed, a row that is not there, the same row twice with other labels, or
             a test row: the teacher's answers there are what is measured.
     """
     if recipe.data.corrections is None:
         return {}
+    path = Path(resolve(recipe_path, recipe.data.corrections))
+    if not path.is_file():
+        raise EdgestillError(f"data.corrections: no file {path}", "name a .jsonl, .csv or .parquet file")
     splits = {row.id: row.split for row in rows}
     found: dict[str, Correction] = {}
-    for where, record in read_records(resolve(recipe_path, recipe.data.corrections), "train"):
-        text = record.get("text")
-        name = record.get("id") or (row_id(redacted(text, recipe.teacher.redact)[0]) if isinstance(text, str) else None)
-        if name not in splits:
-            raise EdgestillError(
-                f"{where}: no row with id or text {record.get('id') or text!r}", "mend the corrections"
-            )
-        if splits[name] == "test":
-            raise EdgestillError(
-                f"{where}: row {name} is a test row, where the teacher itself is measured", "mend its gold in data.test"
-            )
-        if record.get("label") not in recipe.task.labels:
-            raise EdgestillError(f"{where}: label {record.get('label')!r} is not one of {list(recipe.task.labels)}")
-        correction = Correction(str(record["label"]), str(record["rationale"]) if record.get("rationale") else None)
+    for where, record in read_records(str(path), "train"):
+        name, correction = _row_of(where, record, recipe, splits), _read(where, record, recipe)
         if found.setdefault(name, correction) != correction:
             raise EdgestillError(f"{where}: row {name} is corrected twice, differently", "keep one of the two lines")
     return found
+
+
+def _row_of(where: str, record: dict[str, Any], recipe: Recipe, splits: dict[str, str]) -> str:
+    """Id of the row that a record corrects."""
+    name, text = record.get("id"), record.get("text")
+    if not name and isinstance(text, str):
+        name = row_id(redacted(text.strip(), recipe.teacher.redact)[0])
+    if not isinstance(name, str) or name not in splits:
+        raise EdgestillError(
+            f"{where}: no row that is asked about has the id or text {record.get('id') or text!r:.80}",
+            "mend the corrections",
+        )
+    if splits[name] == "test":
+        raise EdgestillError(
+            f"{where}: row {name} is a test row, where the teacher itself is measured", "mend its gold in data.test"
+        )
+    return name
+
+
+def _read(where: str, record: dict[str, Any], recipe: Recipe) -> Correction:
+    label, rationale = record.get("label"), str(record.get("rationale") or "").strip()
+    if not isinstance(label, str) or label not in recipe.task.labels:
+        raise EdgestillError(
+            f"{where}: label {label!r:.80} is not one of {list(recipe.task.labels)}", "mend the corrections"
+        )
+    return Correction(label, redacted(rationale, recipe.teacher.redact)[0] or None)

@@ -72,7 +72,7 @@ def load_dataset(recipe: Recipe, recipe_path: Path) -> Dataset:
         pool = [row for row in pool if _fraction(row.id, data.seed, "test") >= data.test_fraction]
     test_ids = {row.id for row in test}
     pool = [dataclasses.replace(row, gold=None) for row in pool]
-    removed += [(row, "in_test") for row in pool if row.id in test_ids]
+    removed += [(dataclasses.replace(r, id=f"{r.id}-pool"), "in_test") for r in pool if r.id in test_ids]
     pool = [row for row in pool if row.id not in test_ids]
     pool = _without_likes(pool, test, "near_test", removed)
     dev = [dataclasses.replace(r, split="dev") for r in pool if _fraction(r.id, data.seed, "dev") < data.dev_fraction]
@@ -96,7 +96,7 @@ def _without_duplicates(pool: list[Row]) -> tuple[list[Row], list[tuple[Row, str
     for row in pool:
         if kept.setdefault(row.id, row) is not row:
             again[row.id] += 1
-            removed.append((dataclasses.replace(row, id=f"{row.id}-{again[row.id] + 1}", gold=None), "duplicate"))
+            removed.append((dataclasses.replace(row, id=f"{row.id}-again{again[row.id]}", gold=None), "duplicate"))
     return list(kept.values()), removed
 
 

@@ -1,32 +1,45 @@
 """What a recipe will ask and cost, before a token is paid for: rows, tokens, money, the exact prompt. Sends nothing."""
 
+import functools
 import statistics
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal
+from pathlib import Path
 from typing import Any
 
 from edgestill.distill.corrections import read_corrections
 from edgestill.distill.dataset import Dataset, Row, load_dataset
 from edgestill.distill.pipeline import Plan
-from edgestill.distill.teacher.budget import Tokens, bound_of
-from edgestill.distill.teacher.conversation import Needs, Resolved, resolve
+from edgestill.distill.recipe import Recipe
+from edgestill.distill.recipe import resolve as resolve_path
+from edgestill.distill.teacher.budget import Tokens, bound_of, usd_text
+from edgestill.distill.teacher.conversation import Lookup, Needs, Resolved, resolve
+from edgestill.distill.teacher.live import asked_twice
 from edgestill.distill.teacher.open import teacher_host
-from edgestill.distill.teacher.prompt import Prompter
-from edgestill.distill.teacher.store import cache_path, cached_answers, known_dialect
+from edgestill.distill.teacher.prompt import Prompter, Request, first_dialect
+from edgestill.distill.teacher.protocol import Annotation
+from edgestill.distill.teacher.replay import ReplayTeacher
+from edgestill.distill.teacher.store import cache_path, cached_answers, known_dialects
 
 # Answers are assumed to be so long until some are known.
 ASSUMED_LABEL_TOKENS = 12
 ASSUMED_RATIONALE_TOKENS = 36
 KNOWN_ENOUGH = 20
+TEMPLATE_TOKENS = 4  # what a chat template adds to a message, about
+RECORDED = "recorded answers: nothing is sent"
 
 
 @dataclass(frozen=True)
 class Estimate:
     """The plan of a recipe.
 
-    `prompt_tokens` is counted with the student's tokenizer, which the teacher's may differ from by some tenths;
-    `completion_tokens` comes from answers in the cache or from an assumption, as `basis` says. `usd` is the estimate,
-    `usd_at_most` the sum of the worst cases that the cap reserves, both without repairs; None without a price.
+    `known` rows have their answer already, in the cache or in the file of a replay teacher. `requests` counts votes
+    and second askings, not repairs. `prompt_tokens` is counted with the student's tokenizer, which the teacher's may
+    differ from by some tenths; `completion_tokens` comes from known answers or from an assumption, as `basis` says.
+    `usd` is the estimate, `usd_at_most` the sum of the worst cases that the cap reserves, with every vote that may be
+    needed; both without repairs, as exact decimal text, None without a price.
     """
 
     rows: dict[str, int]
@@ -51,27 +64,36 @@ class Estimate:
     @property
     def text(self) -> str:
         """The plan as people read it."""
-        rows = ", ".join(f"{count} {split}" for split, count in self.rows.items())
-        removed = ", ".join(f"{count} {reason}" for reason, count in self.removed.items()) or "none"
-        money = (
-            "unknown (no price in the recipe)" if self.usd is None else f"{self.usd} USD, at most {self.usd_at_most}"
-        )
-        caps = ", ".join(f"{value} {name}" for name, value in self.caps.items()) or "none"
+        caps = [f"{value} {'USD' if name == 'usd' else name}" for name, value in self.caps.items()]
         lines = [
-            f"rows       {rows}; taken out: {removed}; too long: {self.too_long}; corrected: {self.corrected}",
+            f"rows       {_listed(self.rows)}",
+            f"not asked  {_listed(self.removed | {'too long': self.too_long, 'corrected by hand': self.corrected})}",
             f"teacher    {self.teacher}",
-            f"requests   {self.requests} to send, {self.known} rows are known",
-            f"tokens     {self.prompt_tokens} in, {self.completion_tokens} out ({self.basis})",
-            f"money      {money}; caps: {caps}",
+            *self._asking(),
+            f"caps       {', '.join(caps) or 'none'}",
             f"student    {self.student}",
-            f"artifacts  {', '.join(self.artifacts)}; compared with {', '.join(self.against)}",
+            f"builds     {', '.join(self.artifacts)}; compared with {', '.join(self.against)}",
             *(f"note       {note}" for note in self.notes),
-            "",
-            "the first request:" if self.prompt else "nothing is sent: the answers are recorded",
         ]
+        if self.prompt:
+            lines += ["", "The first request:"]
         for message in self.prompt:
-            lines += [f"[{message['role']}]", *(f"  {line}" for line in message["content"].splitlines())]
+            lines += [f"  [{message['role']}]", *(f"  {line}".rstrip() for line in message["content"].split("\n"))]
         return "\n".join(lines)
+
+    def _asking(self) -> list[str]:
+        if self.basis == RECORDED:
+            return [f"requests   none: nothing is sent, {self.known} rows have a recorded answer"]
+        if not self.requests:
+            return [f"requests   none to send: {self.known:,} rows are known and cost nothing"]
+        money = "unknown (no price in the recipe)"
+        if self.usd is not None and self.usd_at_most is not None:
+            money = f"about {_money(self.usd)} USD, at most {_money(self.usd_at_most)} without repairs"
+        return [
+            f"requests   {self.requests:,} to send; {self.known:,} rows are known and cost nothing",
+            f"tokens     about {self.prompt_tokens:,} in, {self.completion_tokens:,} out ({self.basis})",
+            f"money      {money}",
+        ]
 
 
 def estimate(plan: Plan) -> Estimate:
@@ -83,31 +105,28 @@ def estimate(plan: Plan) -> Estimate:
     recipe = plan.recipe
     data = load_dataset(recipe, plan.recipe_path)
     corrections = read_corrections(recipe, plan.recipe_path, data.rows)
-    rows = [row for row in data.rows if row.id not in corrections and plan.fits(row.text)]
-    too_long = sum(not plan.fits(row.text) for row in data.rows if row.id not in corrections)
-    asked = _Asked() if recipe.teacher.kind == "replay" else _ask(plan, rows)
-    price, tokens = recipe.teacher.price_usd_per_mtok, Tokens(asked.prompt_tokens, 0, asked.completion_tokens)
-    usd, at_most = tokens.usd(price), asked.bound.usd(price)
-    caps = {name: str(value) for name, value in recipe.budget.model_dump().items() if value is not None}
+    fitting = [row for row in data.rows if plan.fits(row.text)]
+    rows = [row for row in fitting if row.id not in corrections]
+    asked = _recorded(plan, rows) if recipe.teacher.kind == "replay" else _ask(plan, data, rows)
     return Estimate(
         rows=dict(Counter(row.split for row in data.rows)),
         removed=data.removed_by_reason,
-        too_long=too_long,
-        corrected=len(corrections),
+        too_long=len(data.rows) - len(fitting),
+        corrected=len(fitting) - len(rows),
         known=asked.known,
         requests=asked.requests,
-        prompt_tokens=asked.prompt_tokens,
-        completion_tokens=asked.completion_tokens,
+        prompt_tokens=asked.tokens.prompt,
+        completion_tokens=asked.tokens.completion,
         basis=asked.basis,
-        usd=None if usd is None else f"{usd:.6f}",
-        usd_at_most=None if at_most is None else f"{at_most:.6f}",
-        caps=caps,
+        usd=None if asked.usd is None else usd_text(asked.usd),
+        usd_at_most=None if asked.usd_at_most is None else usd_text(asked.usd_at_most),
+        caps={name: str(value) for name, value in recipe.budget.model_dump(exclude_none=True).items()},
         prompt=asked.prompt,
-        teacher=f"{recipe.teacher.kind}: {recipe.teacher.model or recipe.teacher.path}",
+        teacher=_teacher(plan),
         student=f"{recipe.student.base}, LoRA rank {recipe.student.lora.r}, {recipe.train.objective}",
         artifacts=[f"{name} {recipe.export.quantization}" for name in recipe.export.artifacts],
         against=list(recipe.bench.against),
-        notes=_notes(plan, data),
+        notes=[*_notes(recipe, data), *asked.notes, *_caps_in_the_way(recipe, asked)],
     )
 
 
@@ -115,54 +134,130 @@ def estimate(plan: Plan) -> Estimate:
 class _Asked:
     known: int = 0
     requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    bound: Tokens = field(default_factory=Tokens)
-    basis: str = "recorded answers: nothing is sent"
+    tokens: Tokens = field(default_factory=Tokens)
+    basis: str = RECORDED
+    usd: Decimal | None = Decimal(0)
+    usd_at_most: Decimal | None = Decimal(0)
     prompt: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def _ask(plan: Plan, rows: list[Row]) -> _Asked:
+@dataclass
+class _Sum:
+    """Requests, their prompt tokens, and what they may take at most."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    bound: Tokens = field(default_factory=Tokens)
+
+    def add(self, request: Request, count: Any) -> None:
+        self.requests += 1
+        self.prompt_tokens += sum(count(message["content"]) for message in request.body["messages"])
+        self.bound += bound_of(request)
+
+
+def _recorded(plan: Plan, rows: Sequence[Row]) -> _Asked:
+    path = Path(resolve_path(plan.recipe_path, str(plan.recipe.teacher.path)))
+    replay = ReplayTeacher(path, plan.recipe)
+    answers = [replay.answer(row) for row in rows]
+    known = sum(isinstance(answer, Annotation) or answer.reason != "not_recorded" for answer in answers)
+    unusable = known - sum(isinstance(answer, Annotation) for answer in answers)
+    notes = [f"{len(rows) - known} rows have no recorded answer and will be rejected"] if known < len(rows) else []
+    notes += [f"{unusable} recorded answers cannot be used and will be rejected"] if unusable else []
+    return _Asked(known=known, notes=notes)
+
+
+def _ask(plan: Plan, data: Dataset, rows: Sequence[Row]) -> _Asked:
     """What a live teacher would be asked; the cache is only read."""
     recipe, teacher = plan.recipe, plan.recipe.teacher
     host, model = teacher_host(recipe, plan.recipe_path), str(teacher.model or teacher.path)
-    prompter = Prompter(recipe, host, model, known_dialect(cache_path(), recipe, host, model))
-    lookup, found = cached_answers(cache_path()), _Asked()
-    lengths: list[int] = []
+    dialects = known_dialects(cache_path(), recipe, host, model) or [first_dialect(recipe)]
+    prompters = [Prompter(recipe, host, model, dialect) for dialect in dialects]
+    prompter, lookup = prompters[-1], cached_answers(cache_path())
+    twice = asked_twice(data.rows, teacher.self_agreement_rows)
+    count = functools.lru_cache(64)(  # the instruction is the same in every request
+        lambda text: len(plan.tokenizer.encode(text, add_special_tokens=False).ids) + TEMPLATE_TOKENS
+    )
+    sure, votes, lengths, known = _Sum(), _Sum(), list[int](), 0
+    voting = teacher.kind == "openai" and not prompter.dialect.logprobs
     for row in rows:
-        state = resolve(prompter, row.text, teacher.votes, False, lookup)
+        state = _state(prompters, row.text, teacher.votes, row.id in twice, lookup)
         if isinstance(state, Resolved):
-            found.known += 1
-            if state.tokens is not None:
-                lengths.append(state.tokens.completion)
+            known += 1
+            lengths += [state.tokens.completion] if state.tokens is not None else []
+            voting = voting or any(step.request.purpose == "vote" for step in state.extra)
             continue
-        _count(found, state, plan.tokenizer)
-    assumed = ASSUMED_LABEL_TOKENS + ASSUMED_RATIONALE_TOKENS * recipe.task.rationale
-    each = statistics.mean(lengths) if len(lengths) >= KNOWN_ENOUGH else assumed
-    found.completion_tokens = round(each * found.requests)
-    known = f"the mean of {len(lengths)} known answers" if len(lengths) >= KNOWN_ENOUGH else "an assumption"
-    found.basis = f"in: by the student's tokenizer; out: {each:.0f} a request, {known}"
-    found.prompt = list(prompter.first(rows[0].text).body["messages"]) if rows else []
-    again = min(teacher.self_agreement_rows, len(rows))
-    if again and found.requests:
-        found.basis += f"; and {again} rows once more for self-agreement"
-    return found
+        voting = voting or any(request.purpose == "vote" for request in state.requests)
+        for request in state.requests:
+            sure.add(request, count)
+        if state.requests[0].purpose not in ("vote", "agreement"):  # its label is not known yet
+            if row.id in twice:
+                sure.add(prompter.again(row.text), count)
+            for number in range(teacher.votes if teacher.kind == "openai" else 0):
+                votes.add(prompter.vote(row.text, number + 1), count)
+    prompt = list(prompter.first(rows[0].text).body["messages"]) if rows else []
+    return _priced(recipe, _Asked(known=known, prompt=prompt), sure, votes, voting, lengths)
 
 
-def _count(found: _Asked, state: Needs, tokenizer: Any) -> None:
-    for request in state.requests:
-        found.requests += 1
-        found.bound += bound_of(request)
-        messages = request.body["messages"]
-        found.prompt_tokens += sum(len(tokenizer.encode(m["content"]).ids) + 4 for m in messages)
+def _state(prompters: Sequence[Prompter], text: str, votes: int, twice: bool, lookup: Lookup) -> Resolved | Needs:
+    """What is known about a row in any dialect that the endpoint was spoken to in, or what to ask in the last one."""
+    states = (resolve(prompter, text, votes, twice, lookup) for prompter in reversed(prompters))
+    last = next(states)
+    return last if isinstance(last, Resolved) else next((s for s in states if isinstance(s, Resolved)), last)
 
 
-def _notes(plan: Plan, data: Dataset) -> list[str]:
-    teacher, notes = plan.recipe.teacher, []
-    if not teacher.license_note:
+def _priced(recipe: Recipe, asked: _Asked, sure: _Sum, votes: _Sum, voting: bool, lengths: Sequence[int]) -> _Asked:
+    """`asked` with the sums; votes are part of the estimate where the endpoint is known to give no probabilities."""
+    asked.requests = sure.requests + votes.requests * voting
+    each, words = ASSUMED_LABEL_TOKENS + ASSUMED_RATIONALE_TOKENS * recipe.task.rationale, "assumed"
+    if len(lengths) >= KNOWN_ENOUGH:
+        each, words = round(statistics.mean(lengths)), f"as in {len(lengths):,} known answers"
+    asked.basis = f"in: by the student's tokenizer; out: {each} an answer, {words}"
+    asked.tokens = Tokens(sure.prompt_tokens + votes.prompt_tokens * voting, 0, each * asked.requests)
+    price = recipe.teacher.price_usd_per_mtok
+    asked.usd, asked.usd_at_most = asked.tokens.usd(price), (sure.bound + votes.bound).usd(price)
+    if votes.requests and not voting:
+        asked.notes.append(f"up to {votes.requests:,} votes more, should the endpoint give no log-probabilities")
+    return asked
+
+
+def _caps_in_the_way(recipe: Recipe, asked: _Asked) -> list[str]:
+    """A note for each cap that the estimate exceeds."""
+    wanted: dict[str, Any] = {"requests": asked.requests, "tokens": asked.tokens.prompt + asked.tokens.completion}
+    wanted["usd"] = asked.usd or 0
+    caps = recipe.budget.model_dump(exclude_none=True)
+    return [
+        f"budget.{name} {cap} is below the estimate: the run would stop there, and goes on with a higher cap"
+        for name, cap in caps.items()
+        if wanted[name] > cap
+    ]
+
+
+def _notes(recipe: Recipe, data: Dataset) -> list[str]:
+    teacher, notes = recipe.teacher, []
+    if not (teacher.license_note or "").strip():
         notes.append("teacher.license_note is missing: may a model be trained on this teacher's answers?")
-    if teacher.kind == "openai" and not plan.recipe.budget.model_dump(exclude_none=True):
+    if teacher.kind == "openai" and not recipe.budget.model_dump(exclude_none=True):
         notes.append("no cap in budget: set usd, tokens or requests")
     if data.redacted:
         notes.append(f"teacher.redact hid {data.redacted} places")
     return notes
+
+
+def _teacher(plan: Plan) -> str:
+    teacher = plan.recipe.teacher
+    if teacher.kind != "openai":
+        return f"{teacher.kind}: {teacher.path}"
+    batch = ", through its Batch API" if teacher.mode == "batch" else ""
+    return f"{teacher.model} at {teacher_host(plan.recipe, plan.recipe_path)}{batch}"
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "none"
+
+
+def _money(usd: str) -> str:
+    """Rounded up to two significant digits, at least to cents: it is an estimate."""
+    amount = Decimal(usd)
+    places = max(2, 1 - amount.adjusted())
+    return f"{amount.quantize(Decimal(1).scaleb(-places), ROUND_CEILING):,f}"

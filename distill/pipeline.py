@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgestill.distill.annotate import MANIFEST_NAME as LEDGER_NAME
-from edgestill.distill.annotate import accepted, annotate, annotations_inputs
+from edgestill.distill.annotate import ROWS_NAME, accepted, annotate, annotations_inputs
 from edgestill.distill.base import TOKENIZER_FILES, Base, prepare_base, read_config
 from edgestill.distill.corrections import read_corrections
 from edgestill.distill.dataset import load_dataset
@@ -92,10 +92,11 @@ def run_annotate(plan: Plan, folder: Path, progress: Progress) -> tuple[tuple[Le
 
 
 def _finished_ledger(folder: Path) -> Ledger | None:
-    """The ledger of an earlier run, None where there is none or another version wrote it."""
+    """The ledger of an earlier run, None where there is none, another version wrote it, or its rows were changed."""
     try:
-        return manifest.load(Ledger, folder / LEDGER_NAME)
-    except EdgestillError:
+        ledger = manifest.load(Ledger, folder / LEDGER_NAME)
+        return ledger if manifest.sha256_file(folder / ROWS_NAME) == ledger.rows_sha256 else None
+    except (EdgestillError, OSError):
         return None
 
 

@@ -37,6 +37,12 @@ class BudgetReached(EdgestillError):
     exit_code = 4
 
 
+class Interrupted(EdgestillError):
+    """The user stopped the work; what was under way was kept, and the same command goes on."""
+
+    exit_code = 130
+
+
 class MissingPackage(EdgestillError):
     """An optional package that is needed here is not installed."""
 

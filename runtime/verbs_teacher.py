@@ -1,13 +1,12 @@
 """The verbs around the teacher: init, import, plan, annotate, rejects, row. Parses and prints; decides nothing else."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from edgestill.runtime.errors import EdgestillError, UsageError
+from edgestill.runtime.errors import EdgestillError, GateFailed, UsageError
 from edgestill.runtime.stages import Stages
 from edgestill.runtime.terminal import Json, Out, RecipeFile, Strict, answer
 
@@ -37,16 +36,20 @@ def init(
 
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Chat completions or prompt/answer pairs, JSON lines.")
+        Path,
+        typer.Argument(metavar="FILE", help="Chat completions, pairs or a batch's output: .jsonl, .csv, .parquet."),
     ],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder.")],
     prompt: Annotated[str, typer.Option(help="How a row became a prompt; {text} is the row.")] = "{text}",
+    requests: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The input file of a batch, when FILE is its output.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn stored completions into rows (pool.jsonl) and a replay teacher (teacher.jsonl): nothing is paid again."""
     from edgestill.distill.imports import import_answers
 
-    facts = import_answers(source, folder, prompt)
+    facts = import_answers(source, folder, prompt, requests)
     skipped = "".join(f"\nskipped {count}: {why}" for why, count in facts.skipped.items())
     text = f"{facts.read} read, {facts.kept} kept in {folder}{skipped}"
     recipe = folder / "recipe.yaml"
@@ -66,8 +69,8 @@ def annotate(recipe: RecipeFile, out: Out = None, as_json: Json = False, strict:
     """Ask the teacher about every row; each ends accepted, rejected with a reason, or pending."""
     stages = Stages(recipe, out, strict)
     ledger, stopped = stages.annotate()
-    rejected = f"edgestill rejects {recipe}{stages.out_flag}"
-    following = rejected if stopped is not None else f"edgestill train {recipe}{stages.out_flag}"
+    verb = "train" if stopped is None else "rejects" if isinstance(stopped, GateFailed) else "annotate"
+    following = f"edgestill {verb} {recipe}{stages.out_flag}"
     answer(as_json, dataclasses.asdict(ledger), ledger.summary, following)
     if stopped is not None:
         raise stopped
@@ -98,10 +101,8 @@ def row(
     """All that is known about one row: text, split, raw answer, parse, cost."""
     from edgestill.distill.show import one_row
 
-    facts = one_row(_annotations(recipe, out), row_id)
-    text = "\n".join(f"{key:<14} {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-                     for key, value in facts.items())  # fmt: skip
-    answer(as_json, facts, text, f"edgestill rejects{_run_words(recipe, out)}")
+    found = one_row(_annotations(recipe, out), row_id)
+    answer(as_json, found.facts, found.text, f"edgestill rejects{_run_words(recipe, out)}")
 
 
 def _annotations(recipe: Path | None, out: Path | None) -> Path:
@@ -118,10 +119,11 @@ def _annotations(recipe: Path | None, out: Path | None) -> Path:
         from edgestill.distill.recipe import read_recipe
 
         return Path("runs") / read_recipe(recipe).name / "annotations"
-    found = sorted(Path("runs").glob("*/annotations"))
+    found = sorted(path.parent for path in Path("runs").glob("*/annotations/annotations.json"))
     if len(found) != 1:
+        names = ": " + ", ".join(path.parent.name for path in found[:5]) if found else ""
         raise EdgestillError(
-            f"found {len(found)} runs in runs/, wanted 1", "name the recipe, or the run with --out DIR"
+            f"{len(found)} annotated runs in runs/, wanted 1{names}", "name the recipe, or the run with --out DIR"
         )
     return found[0]
 

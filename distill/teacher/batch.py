@@ -14,9 +14,10 @@ from typing import Any
 
 from edgestill.distill.dataset import Row
 from edgestill.distill.teacher.batch_api import URL, BatchApi, Refused
-from edgestill.distill.teacher.budget import Budget, Reservation, Tokens, bound_of, opened, used_tokens
+from edgestill.distill.teacher.budget import Budget, Reservation, Tokens, bound_of
+from edgestill.distill.teacher.completion import compact
 from edgestill.distill.teacher.conversation import Needs, Resolved
-from edgestill.distill.teacher.endpoint import Fault, OpenAIEndpoint, Reply, compact
+from edgestill.distill.teacher.endpoint import Fault, OpenAIEndpoint, Reply
 from edgestill.distill.teacher.online import Online
 from edgestill.distill.teacher.prompt import Request
 from edgestill.distill.teacher.protocol import Told
@@ -87,6 +88,8 @@ class Batches:
         missing: dict[str, tuple[Request, str]] = {}
         resolved = 0
         for row in rows:
+            if len(missing) >= MAX_REQUESTS:
+                break
             found = self._resolve(row)
             resolved += isinstance(found, Resolved)
             if isinstance(found, Needs):
@@ -111,10 +114,10 @@ class Batches:
             size += len(line.encode()) + 1
             if (lines and size > MAX_BYTES) or not self._budget.fits(bound):
                 break
-            writes.append(opened(self._budget.take(bound), request, split, batch_id))
+            writes.append(self._budget.opened(self._budget.take(bound), request, split, batch_id))
             lines.append(line)
         if not lines:
-            await self._budget.reserve(*requests[0])  # nothing is in flight: it says which cap is reached
+            await self._budget.room(requests[0][0])  # nothing is in flight: it says which cap is reached
         manifest.write_text_atomic(self._file(batch_id), "\n".join(lines) + "\n")
         writes.append(("insert into batches values(?, null, 'open')", (batch_id,)))
         await self._store.write(writes)
@@ -189,14 +192,14 @@ class Batches:
         done: list[Write] = []
         dearest = sorted(waiting.items(), key=lambda item: -item[1].bound.prompt - item[1].bound.completion)
         for number, (key, line) in enumerate(dearest):
-            done += [self._unanswered(line, billed=number < unread), *self._failed(key, detail)]
+            done += [self._budget.settle_fault(line, number < unread), *self._failed(key, detail)]
         await self._store.write([*done, ("update batches set state = 'done' where id = ?", (batch_id,))])
         self._file(batch_id).unlink(missing_ok=True)
 
     async def _withdraw(self, batch_id: str) -> None:
         """Take back what no model has seen: it counts neither as tokens nor as requests."""
         for line in self._open_lines(batch_id).values():
-            self._unanswered(line, billed=False)
+            self._budget.settle_fault(line, False)
             self._budget.requests -= 1
         drop = ("delete from attempts where batch = ? and state = 'open'", (batch_id,))
         await self._store.write([drop, ("update batches set state = 'done' where id = ?", (batch_id,))])
@@ -212,7 +215,7 @@ class Batches:
                 record = json.loads(text)
                 key, response = str(record["custom_id"]), record.get("response") or {}
                 status, body = response.get("status_code"), response.get("body")
-            except (ValueError, LookupError, TypeError, AttributeError):
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 unread += 1  # a torn line: its request stays waiting
                 continue
             line = waiting.pop(key, None)
@@ -223,7 +226,7 @@ class Batches:
                 spend.append(self._answered(line, outcome.response))
                 answers.append(store_answer(key, outcome.response, f"{self._store.run_id}:{line.number}"))
             else:
-                spend += [self._unanswered(line, outcome.billed), *self._failed(key, outcome.detail)]
+                spend += [self._budget.settle_fault(line, outcome.billed), *self._failed(key, outcome.detail)]
             if len(spend) >= WRITTEN_AT_ONCE:
                 await self._store.write(spend, answers)
                 spend, answers = [], []
@@ -244,18 +247,9 @@ class Batches:
         return outcome if isinstance(outcome, Reply | Fault) else Fault(f"HTTP {status}: {outcome.message}", False)
 
     def _answered(self, line: Reservation, response: dict[str, Any]) -> Write:
-        used = Tokens() if "error" in response else used_tokens(response.get("usage"))
-        state, cost = ("worst", line.bound) if used is None else ("settled", used)
-        if self._budget.capped and self._budget.exceeds_bound(line, cost):
-            self._stopped = self._stopped or EdgestillError(
-                f"{self._endpoint.host} billed {cost.prompt} + {cost.completion} tokens where at most "
-                f"{line.bound.prompt} + {line.bound.completion} were possible, so no cap can be promised",
-                "remove the cap, or use an endpoint that honours max_tokens",
-            )
-        return self._budget.settle(line, state, cost)
-
-    def _unanswered(self, line: Reservation, billed: bool) -> Write:
-        return self._budget.settle(line, "worst" if billed else "free", line.bound if billed else Tokens())
+        settled, _, problem = self._budget.settle_response(line, response)
+        self._stopped = self._stopped or problem
+        return settled
 
     def _failed(self, key: str, detail: str) -> list[Write]:
         self._tries[key] += 1

@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 from openai import NotFoundError
 
-from edgestill.distill.teacher.endpoint import Fault, OpenAIEndpoint, Reply, Unsupported
+from edgestill.distill.teacher.endpoint import LONGEST_BACKOFF_S, Fault, OpenAIEndpoint, Reply, Unsupported
 from edgestill.distill.teacher.section import TeacherSection
 from edgestill.runtime.errors import EdgestillError
 
 URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 CALL_TIMEOUT_S = 600.0  # a file of answers is large
-LONGEST_BACKOFF_S = 60.0
 TAG = "edgestill_batch"
 ENDED = ("completed", "expired", "cancelled", "failed")
 

@@ -1,9 +1,10 @@
 """The hard cap: what a request may cost at most is reserved, durably, before it is sent, and settled after.
 
-Counts tokens and requests; USD is tokens times the recipe's price, so a mended price changes no count.
+Counts tokens and requests; USD is tokens times the price, so that a mended price of the same teacher changes no count.
 """
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -12,7 +13,7 @@ from typing import Any
 from edgestill.distill.teacher.prompt import Request
 from edgestill.distill.teacher.section import BudgetSection, Price
 from edgestill.distill.teacher.store import Store, Write
-from edgestill.runtime.errors import BudgetReached
+from edgestill.runtime.errors import BudgetReached, EdgestillError
 
 
 @dataclass(frozen=True)
@@ -66,21 +67,41 @@ def bound_of(request: Request) -> Tokens:
 class Budget:
     """What a run has spent, what is in flight at its worst case, and whether one more request fits under the caps."""
 
-    def __init__(self, store: Store, caps: BudgetSection, price: Price | None) -> None:
+    def __init__(self, store: Store, caps: BudgetSection, price: Price | None, host: str, model: str) -> None:
         """Read the run's record; attempts that a killed process left open are settled.
 
-        An open attempt whose answer is in the cache is settled by its usage, any other at its worst case.
+        An open attempt whose answer is in the cache is settled by its usage, any other at its worst case. What the
+        folder has bought elsewhere, of another `host` or `model`, counts at the price it had there.
+
+        Raises:
+            EdgestillError: a cap in USD, and the folder has bought elsewhere at an unknown price.
         """
         self._store, self._caps, self._price = store, caps, price
+        self._host, self._seller = host, f"{model} at {host}"
         self._settle_what_a_kill_left()
         self._next = int(next(iter(store.spend("select coalesce(max(id), 0) + 1 from attempts")))[0])
         self.requests = int(next(iter(store.spend("select count(*) from attempts")))[0])
         _, self.spent = self._sum("state != 'open'")
+        _, self._spent_here = self._sum("state != 'open' and seller = ?", self._seller)
         self.in_flight, self.reserved = self._sum("state = 'open'")  # lines of batches that are still out
         self._freed = asyncio.Event()
+        told = None if price is None else price.model_dump_json()
+        store.write_now([("insert or replace into prices values(?, ?)", (self._seller, json.dumps(told)))])
+        self._elsewhere_usd = self._usd_elsewhere()
 
     async def reserve(self, request: Request, split: str) -> Reservation:
-        """Hold the worst case of a request, on the disk; waits while requests in flight may still give some back.
+        """Hold the worst case of a request, on the disk; to be sent at once. See `room`."""
+        reservation = self.take(bound_of(request))
+        try:
+            await self._store.write([self.opened(reservation, request, split)])
+        except BaseException:
+            self.settle(reservation, "free", Tokens())  # it is not sent: others need not wait for it
+            self.requests -= 1
+            raise
+        return reservation
+
+    async def room(self, request: Request) -> None:
+        """Return when a request fits; waits while requests in flight may still give some back.
 
         Raises:
             BudgetReached: nothing is in flight and the request may cost more than is left.
@@ -91,9 +112,6 @@ class Budget:
                 raise BudgetReached(full, "raise that cap in the recipe's budget and run the same command: it goes on")
             self._freed.clear()
             await self._freed.wait()
-        reservation = self.take(bound)
-        await self._store.write([opened(reservation, request, split)])
-        return reservation
 
     def take(self, bound: Tokens) -> Reservation:
         """Count a request as in flight; the caller makes it durable before it is sent."""
@@ -104,31 +122,59 @@ class Budget:
         self.reserved += bound
         return reservation
 
+    def opened(self, reservation: Reservation, request: Request, split: str, batch: str | None = None) -> Write:
+        """The write that makes a reservation durable."""
+        bound = reservation.bound
+        values = (reservation.number, request.key, request.purpose, split, bound.prompt, bound.completion, batch)
+        return "insert into attempts values(?, ?, ?, ?, 'open', ?, 0, ?, ?, ?)", (*values, self._seller)
+
     def settle(self, reservation: Reservation, state: str, used: Tokens) -> Write:
         """Replace a reservation by what it came to; the returned write makes it durable."""
         self.in_flight -= 1
         self.reserved -= reservation.bound
         self.spent += used
+        self._spent_here += used
         self._freed.set()
         return _settled(reservation.number, state, used)
 
-    def exceeds_bound(self, reservation: Reservation, used: Tokens) -> bool:
-        """Whether an endpoint billed more than was asked for, so that no cap can be promised."""
-        return used.prompt > reservation.bound.prompt or used.completion > reservation.bound.completion
+    def settle_fault(self, reservation: Reservation, billed: bool) -> Write:
+        """Settle a request that brought nothing, at its worst case where it may have been billed."""
+        return self.settle(reservation, *(("worst", reservation.bound) if billed else ("free", Tokens())))
 
-    @property
-    def capped(self) -> bool:
-        """Whether the recipe caps tokens or money."""
-        return self._caps.usd is not None or self._caps.tokens is not None
+    def settle_response(
+        self, reservation: Reservation, response: Mapping[str, Any]
+    ) -> tuple[Write, Tokens, EdgestillError | None]:
+        """Settle a request by its response: (the write, what it cost, why no cap can be promised any more).
+
+        Without usage, and where a filter stopped it, it counts at its worst case.
+        """
+        bound, error = reservation.bound, response.get("error")
+        used = used_tokens(response.get("usage"))
+        if error is not None:
+            used = bound if error["reason"] == "content_filter" else Tokens()
+        state, cost = ("worst", bound) if used is None or used is bound else ("settled", used)
+        problem = None
+        if self._is_capped and (cost.prompt > bound.prompt or cost.completion > bound.completion):
+            problem = EdgestillError(
+                f"{self._host} billed {cost.prompt} + {cost.completion} tokens where at most {bound.prompt} + "
+                f"{bound.completion} were possible, so no cap can be promised",
+                "remove the cap, or use an endpoint that honours max_tokens",
+            )
+        return self.settle(reservation, state, cost), cost, problem
 
     @property
     def spent_usd(self) -> Decimal | None:
         """What the run has paid so far, None without a price."""
-        return self.spent.usd(self._price)
+        here = self._spent_here.usd(self._price)
+        return None if here is None or self._elsewhere_usd is None else here + self._elsewhere_usd
 
     def fits(self, bound: Tokens) -> bool:
         """Whether one more request with this worst case stays under every cap."""
         return self._cap_reached(bound) is None
+
+    @property
+    def _is_capped(self) -> bool:
+        return self._caps.usd is not None or self._caps.tokens is not None
 
     def _cap_reached(self, bound: Tokens) -> str | None:
         """Which cap the next request could break, in words; None when it fits."""
@@ -145,16 +191,32 @@ class Budget:
             return f"budget.usd {caps.usd} is reached: {money}"
         return None
 
-    def _sum(self, where: str) -> tuple[int, Tokens]:
+    def _sum(self, where: str, *values: str) -> tuple[int, Tokens]:
         sums = "sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens)"
-        count, *totals = next(iter(self._store.spend(f"select count(*), {sums} from attempts where {where}")))
+        count, *totals = next(iter(self._store.spend(f"select count(*), {sums} from attempts where {where}", values)))
         return int(count), Tokens(*(int(value or 0) for value in totals))
+
+    def _usd_elsewhere(self) -> Decimal | None:
+        total = Decimal(0)
+        for seller, price in seller_prices(self._store).items():
+            count, tokens = self._sum("seller = ?", seller)
+            if seller == self._seller or count == 0:
+                continue
+            usd = tokens.usd(price)
+            if usd is None and self._caps.usd is not None:
+                raise EdgestillError(
+                    f"this run has bought from {seller} at an unknown price, so budget.usd cannot be kept",
+                    "name another folder with --out DIR, or cap tokens or requests",
+                )
+            if usd is None:
+                return None
+            total += usd
+        return total
 
     def _settle_what_a_kill_left(self) -> None:
         writes = []
-        for number, key in list(
-            self._store.spend("select id, key from attempts where state = 'open' and batch is null")
-        ):
+        query = "select id, key from attempts where state = 'open' and batch is null"
+        for number, key in list(self._store.spend(query)):
             answer, attempt = self._store.bought(key) or ({}, "")
             used = used_tokens(answer.get("usage")) if attempt == f"{self._store.run_id}:{number}" else None
             if used is not None:
@@ -164,15 +226,13 @@ class Budget:
         self._store.write_now(writes)
 
 
-def opened(reservation: Reservation, request: Request, split: str, batch: str | None = None) -> Write:
-    """The write that makes a reservation durable."""
-    bound = reservation.bound
-    values = (reservation.number, request.key, request.purpose, split, bound.prompt, bound.completion, batch)
-    return "insert into attempts values(?, ?, ?, ?, 'open', ?, 0, ?, ?)", values
+def seller_prices(store: Store) -> dict[str, Price | None]:
+    """The price that each model at each endpoint was last said to have, for all that a run's folder bought from."""
+    told = {str(seller): json.loads(price) for seller, price in store.spend("select seller, price from prices")}
+    return {seller: None if price is None else Price.model_validate_json(price) for seller, price in told.items()}
 
 
 def _settled(number: int, state: str, used: Tokens) -> Write:
-    statement = (
-        "update attempts set state = ?, prompt_tokens = ?, cached_tokens = ?, completion_tokens = ? where id = ?"
-    )
-    return statement, (state, used.prompt, used.cached, used.completion, number)
+    columns = "state = ?, prompt_tokens = ?, cached_tokens = ?, completion_tokens = ?"
+    values = (state, used.prompt, used.cached, used.completion, number)
+    return f"update attempts set {columns} where id = ?", values

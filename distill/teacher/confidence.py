@@ -1,11 +1,15 @@
 """How sure the teacher is: label probabilities from token log-probabilities or from votes. Asks nothing."""
 
+import json
 import math
-from collections import Counter
-from collections.abc import Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 LABEL_KEY = '"label"'
+VALUE = re.compile(LABEL_KEY + r'\s*:\s*"')
 
 
 def label_probabilities(
@@ -13,10 +17,10 @@ def label_probabilities(
 ) -> dict[str, float] | None:
     """Probabilities over `labels`, summing to 1, read off the tokens that spell the answer's label.
 
-    Follows the answer's own tokens through the label. At each token every alternative that continues the text to
-    exactly one other label gives that label its mass; the walk ends where only the answer's label is left. Mass on
-    texts that are no label is left out. An alternative that leads to several labels shares its mass among them, which
-    is an approximation: the endpoint tells nothing about the tokens behind it.
+    Follows the answer's own tokens through the label, and what closes it where a longer label begins alike. At each
+    token every label that goes on otherwise gets the mass of the longest alternative that it goes on with. Labels
+    that go on with the same alternative share its mass, which is an approximation: the endpoint tells nothing about
+    the tokens behind it. Mass on texts that are no label is left out.
 
     Args:
         logprobs: a token an entry: [text, natural-log probability, [[alternative, natural-log probability], ...]].
@@ -24,31 +28,32 @@ def label_probabilities(
         labels: all allowed labels.
 
     Returns:
-        None when the label's text is not found in the tokens.
+        None where the tokens do not tell: the label's text is not found, or does not end, or has no alternatives.
     """
-    start = _label_start(logprobs, label)
-    if start is None:
+    text = "".join(token for token, _, _ in logprobs)
+    if (found := _find(text, label)) is None:
         return None
-    written, mass = "", 1.0
-    shares = dict.fromkeys(labels, 0.0)
-    position = 0
-    for token, logprob, alternatives in logprobs:
-        begin, position = position, position + len(token)
-        if position <= start:
-            continue
-        lead = token[: max(0, start - begin)]
-        for other, other_logprob in alternatives:
-            if other != token and other.startswith(lead):
-                reached = _reached(written + other[len(lead) :], labels)
-                for name in reached:
-                    shares[name] += mass * math.exp(other_logprob) / len(reached)
-        mass *= math.exp(logprob)
-        written += token[len(lead) :]
-        if _reached(written, labels) == [label]:
-            break
-    shares[label] += mass
-    total = sum(shares.values())
-    return {name: share / total for name, share in shares.items()} if total > 0 else None
+    opening, start = found
+    ends = accumulate(len(token) for token, _, _ in logprobs)
+    tokens = [entry for entry, end in zip(logprobs, ends, strict=True) if end > opening]
+    lead = text[len(text) - sum(len(token) for token, _, _ in tokens) : start]
+    closing = text[start + len(_spelled(label)) :][:1] or "\n"
+    ahead = {name: lead + _spelled(name) + closing for name in labels}
+    shares, mass = dict.fromkeys(labels, 0.0), 1.0
+    for token, logprob, alternatives in tokens:
+        if not alternatives:
+            return None
+        odds = {other: math.exp(min(chance, 0.0)) for other, chance in alternatives if other not in ("", token)}
+        for other, names in _by_token(ahead, [token, *odds]).items():
+            if other != token and len(names) < len(labels):  # what every label goes on with tells nothing
+                shares |= {name: shares[name] + mass * odds[other] / len(names) for name in names}
+        mass *= math.exp(min(logprob, 0.0))
+        ahead = {name: rest[len(token) :] for name, rest in ahead.items() if _fit(rest, token)}
+        if list(ahead) == [label]:
+            shares[label] += mass
+            total = sum(shares.values())
+            return {name: share / total for name, share in shares.items()} if total > 0 else None
+    return None
 
 
 def vote_shares(votes: Sequence[str], labels: Sequence[str]) -> dict[str, float] | None:
@@ -57,15 +62,33 @@ def vote_shares(votes: Sequence[str], labels: Sequence[str]) -> dict[str, float]
     return {label: counts[label] / len(votes) for label in labels} if votes else None
 
 
-def _label_start(logprobs: Sequence[Sequence[Any]], label: str) -> int | None:
-    """Character offset at which the answer's label begins: behind the last "label" key, or the only place it stands."""
-    text = "".join(token for token, _, _ in logprobs)
-    key = text.rfind(LABEL_KEY)
-    start = text.find(label, key + len(LABEL_KEY)) if key != -1 else text.rfind(label)
-    return start if start != -1 else None
+def _find(text: str, label: str) -> tuple[int, int] | None:
+    """Where the last "label" key and its value begin; without one, a label that ends the text, alone or behind a colon.
+
+    None where the value is not the label as it is spelled: the teacher may have written it in another case.
+    """
+    spelled = _spelled(label)
+    if values := list(VALUE.finditer(text)):
+        opening, start = values[-1].span()
+        return (opening, start) if text.startswith(spelled + '"', start) else None
+    match = re.search(rf"(?:^|[:=])\W*({re.escape(spelled)})\W*$", text)
+    return (match.start(), match.start(1)) if match else None
 
 
-def _reached(text: str, labels: Sequence[str]) -> list[str]:
-    """Labels that a text may still become, or is, with what closes it behind."""
-    closed = [label for label in labels if text.startswith(label) and text[len(label) : len(label) + 1] in ('"', "\n")]
-    return closed or [label for label in labels if label.startswith(text)]
+def _spelled(label: str) -> str:
+    """A label as it stands between the quotes of JSON."""
+    return json.dumps(label, ensure_ascii=False)[1:-1]
+
+
+def _by_token(ahead: Mapping[str, str], tokens: Sequence[str]) -> dict[str, list[str]]:
+    """Labels by the longest token that each goes on with, as a tokenizer would take it."""
+    found = defaultdict[str, list[str]](list)
+    for name, rest in ahead.items():
+        if fitting := [token for token in tokens if _fit(rest, token)]:
+            found[max(fitting, key=len)].append(name)
+    return found
+
+
+def _fit(rest: str, token: str) -> bool:
+    """Whether a text that is still to be written can go on with a token, or ends within it."""
+    return rest.startswith(token) or token.startswith(rest)

@@ -13,13 +13,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgestill.distill.teacher.confidence import LABEL_KEY
+from edgestill.distill.teacher.completion import clean, compact
 from edgestill.distill.teacher.limits import duration_s
 from edgestill.distill.teacher.prompt import OPTIONAL
 from edgestill.distill.teacher.section import TeacherSection
 from edgestill.runtime.errors import EdgestillError, UsageError
 
-KEPT_TOKENS = 48
 CONNECTIONS_A_POOL = 16
 NO_KEY = "no-key"  # local servers want a header and do not read it
 FATAL = {
@@ -28,9 +27,11 @@ FATAL = {
     403: "the key may not use this model or address; check teacher.model and the account",
     404: "no such model or address; check teacher.model and teacher.base_url",
 }
-# Statuses of gateways that gave up waiting: the model behind may have answered and billed.
-UNKNOWN_OUTCOME = {408, 502, 504, 524}
-TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+# With these the endpoint says that it did nothing. Behind 408 and any other 5xx a model may have answered.
+KNOWN_IDLE = {409, 425, 429, 500, 503, 529}
+FILTERED = {"content_filter", "content_policy_violation"}
+NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "LocalProtocolError", "UnsupportedProtocol"}
+LONGEST_BACKOFF_S = 60.0
 QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "account_deactivated"}
 
 
@@ -56,10 +57,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Unsupported:
-    """The endpoint does not know something that was sent: a 400 or 422 whose message may name it."""
+    """The endpoint does not take the request: a 400 or 422. `named` is what it says is wrong with it."""
 
     message: str
     status: int
+    named: str
 
 
 class OpenAIEndpoint:
@@ -67,18 +69,21 @@ class OpenAIEndpoint:
 
     one_at_a_time = False
 
-    def __init__(self, teacher: TeacherSection, host: str) -> None:
-        """Open a client; `host` names the endpoint in messages and in the cache.
+    def __init__(self, teacher: TeacherSection, base_url: str, host: str) -> None:
+        """Open clients for `base_url`; `host` names the endpoint in messages and in the cache.
 
         Raises:
-            UsageError: no key in the environment for an endpoint that is not named, so needs one.
+            UsageError: no key in the environment for an endpoint that is not named, so needs one, or one that no
+                header can hold.
         """
         import httpx2
         import openai
 
-        key = os.environ.get(teacher.key_env) or ""
+        key = (os.environ.get(teacher.key_env) or "").strip()
         if not key and teacher.base_url is None:
             raise UsageError(f"the variable {teacher.key_env} holds no key", f"type: export {teacher.key_env}=...")
+        if not key.isascii() or not key.isprintable():
+            raise UsageError(f"the variable {teacher.key_env} holds characters that no key has", "copy it again")
         self._sdk, self._key, self._key_env = openai, key, teacher.key_env
         self._response, self._timeout_s = httpx2.Response, teacher.timeout_s
         # a pool looks at all its connections for each request: many small pools cost less than a large one
@@ -87,7 +92,7 @@ class OpenAIEndpoint:
         self._clients = [
             openai.AsyncOpenAI(
                 api_key=key or NO_KEY,
-                base_url=teacher.base_url,
+                base_url=base_url,
                 max_retries=0,
                 timeout=teacher.timeout_s,
                 http_client=openai.DefaultAsyncHttpxClient(limits=limits),
@@ -118,8 +123,8 @@ class OpenAIEndpoint:
         latency_ms = (time.perf_counter() - start) * 1e3
         try:
             return Reply(compact(json.loads(raw.content)), raw.headers, latency_ms)
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return Fault(f"the body is no chat completion: {self.scrub(raw.content[:80])!r}", billed=True)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return Fault(f"the body is no chat completion: {self.scrub(raw.content)[:80]!r}", billed=True)
 
     async def guarded(self, call: Callable[[], Awaitable[Any]], timeout_s: float) -> Any:
         """What a call of the SDK returns, or what its failure means.
@@ -145,70 +150,26 @@ class OpenAIEndpoint:
         """
         error = body.get("error", body) if isinstance(body, dict) else {}
         error = error if isinstance(error, dict) else {"message": error}
-        code, message = (
-            str(error.get("code") or ""),
-            self.scrub(str(error.get("message") or body or "no message"))[:1000],
-        )
+        message = self.scrub(str(error.get("message") or body or "no message"))[:1000]
+        code, param = str(error.get("code") or ""), str(error.get("param") or "")
+        if code in FILTERED or _is_flagged(error):
+            return Reply({"error": {"status": status, "message": message, "reason": "content_filter"}})
         if status in FATAL or code in QUOTA_CODES:
             hint = FATAL.get(status, FATAL[402]).format(key_env=self._key_env)
             raise EdgestillError(f"the teacher at {self.host} answered HTTP {status}: {message}", hint)
         if status == 500 and any(word in message for word in OPTIONAL):
-            return Unsupported(message, status)  # llama-cpp-python's server says so with 500
-        if status in TRANSIENT:
-            wait_s = retry_after_s(headers)
-            return Fault(f"HTTP {status}: {message}", status in UNKNOWN_OUTCOME, status, wait_s, headers)
-        if code in ("content_filter", "content_policy_violation"):
-            return Reply({"error": {"status": status, "message": message, "reason": "content_filter"}})
+            return Unsupported(message, status, message)  # llama-cpp-python's server says so with 500
+        if status in KNOWN_IDLE or status == 408 or status >= 500:
+            billed, wait_s = status not in KNOWN_IDLE, retry_after_s(headers)
+            return Fault(f"HTTP {status}: {message}", billed, status, wait_s, headers)
         if code == "context_length_exceeded" or "context length" in message or "context window" in message:
             return Reply({"error": {"status": status, "message": message, "reason": "too_long"}})
-        return Unsupported(message, status)
+        return Unsupported(message, status, param or message)
 
     def scrub(self, text: str | bytes) -> str:
         """`text` without the key: endpoints like to repeat it in their complaints."""
         words = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        return words.replace(self._key, "[key]") if self._key else words
-
-
-def compact(body: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a chat completion's body: the first choice and the usage.
-
-    Raises:
-        LookupError, TypeError, AttributeError: not a chat completion.
-    """
-    choice = body["choices"][0]
-    message, usage = choice["message"], body.get("usage")
-    if not isinstance(message.get("content"), str | None):
-        raise TypeError("content is no text")
-    kept = {key: message[key] for key in ("content", "refusal") if message.get(key)}
-    kept |= {"finish_reason": choice.get("finish_reason"), "model": body.get("model")}
-    if usage is not None:
-        kept["usage"] = {
-            "prompt_tokens": _count(usage.get("prompt_tokens")),
-            "completion_tokens": _count(usage.get("completion_tokens")),
-            "reasoning_tokens": _count((usage.get("completion_tokens_details") or {}).get("reasoning_tokens")),
-            "cached_tokens": _count((usage.get("prompt_tokens_details") or {}).get("cached_tokens")),
-        }
-    if tokens := (choice.get("logprobs") or {}).get("content"):
-        kept["logprobs"] = label_tokens([(token["token"], token) for token in tokens])
-    return kept
-
-
-def label_tokens(tokens: list[tuple[str, dict[str, Any]]]) -> list[list[Any]]:
-    """The tokens from the last "label" key on, which is all that the label's probabilities need, in a short form."""
-    text = "".join(token for token, _ in tokens)
-    start = max(0, text.rfind(LABEL_KEY))
-    kept: list[list[Any]] = []
-    position = 0
-    for token, facts in tokens:
-        position += len(token)
-        if position > start and len(kept) < KEPT_TOKENS:
-            alternatives = [[other["token"], round(other["logprob"], 4)] for other in facts.get("top_logprobs") or []]
-            kept.append([token, round(facts["logprob"], 4), alternatives])
-    return kept
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+        return clean(words.replace(self._key, "[key]") if self._key else words)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -224,6 +185,12 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return None
 
 
+def _is_flagged(error: Mapping[str, Any]) -> bool:
+    """Whether a moderation stopped the prompt, as OpenRouter tells it with a 403."""
+    metadata = error.get("metadata")
+    return isinstance(metadata, dict) and bool(metadata.get("flagged_input") or metadata.get("reasons"))
+
+
 def _never_connected(error: BaseException) -> bool:
     """Whether the connection was refused or never came about, so that nothing was asked."""
-    return type(error.__cause__).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout")
+    return type(error.__cause__).__name__ in NEVER_SENT

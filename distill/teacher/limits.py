@@ -18,12 +18,13 @@ class Bucket:
     level: float = 0.0
     updated_s: float = 0.0
 
-    def wait_s(self, now_s: float) -> float:
-        """Seconds until something may be taken."""
+    def wait_s(self, now_s: float, amount: float) -> float:
+        """Seconds until so much may be taken; more than a second's worth is taken from a full bucket."""
         rate = self.per_minute / 60
-        self.level = min(max(1.0, rate * BURST_S), self.level + (now_s - self.updated_s) * rate)
+        full = max(1.0, rate * BURST_S)
+        self.level = min(full, self.level + (now_s - self.updated_s) * rate)
         self.updated_s = now_s
-        return 0.0 if self.level > 0 else (1e-3 - self.level) / rate
+        return max(0.0, (min(amount, full) - self.level) / rate)
 
 
 class Limiter:
@@ -36,21 +37,25 @@ class Limiter:
         for name, limit in self._given.items():
             if limit is not None:
                 self._limit(name, limit)
+        self._turn = asyncio.Lock()
         self._paused_until_s = 0.0
         self._mean_tokens: float | None = None
 
     async def wait(self, bound_tokens: int) -> float:
-        """Return when a request may be sent; the tokens it was charged, to be given to `used`.
+        """Return when a request may be sent; the tokens it was charged, to be given to `used`. First come, first sent.
 
         A request is charged what requests took on average so far, or a quarter of its worst case before any is known.
         """
-        expected = self._mean_tokens if self._mean_tokens is not None else bound_tokens / 4
-        while (wait_s := self._wait_s()) > 0:
-            await asyncio.sleep(wait_s)
-        for name, amount in (("requests", 1.0), ("tokens", expected)):
-            if name in self._buckets:
-                self._buckets[name].level -= amount
-        return expected
+        async with self._turn:  # one looks at the clock, the others wait for it
+            while True:
+                tokens = self._mean_tokens if self._mean_tokens is not None else bound_tokens / 4
+                charge = {"requests": 1.0, "tokens": tokens}
+                if (wait_s := self._wait_s(charge)) <= 0:
+                    break
+                await asyncio.sleep(wait_s)
+            for name, bucket in self._buckets.items():
+                bucket.level -= charge[name]
+            return tokens
 
     def used(self, charged: float, tokens: int) -> None:
         """Correct the charge of a request by what it took."""
@@ -80,9 +85,10 @@ class Limiter:
         bucket = self._buckets.setdefault(name, Bucket(per_minute, max(1.0, per_minute / 60 * BURST_S), now_s))
         bucket.per_minute = per_minute
 
-    def _wait_s(self) -> float:
+    def _wait_s(self, charge: Mapping[str, float]) -> float:
         now_s = time.monotonic()
-        return max([self._paused_until_s - now_s, *(bucket.wait_s(now_s) for bucket in self._buckets.values())])
+        waits_s = [bucket.wait_s(now_s, charge[name]) for name, bucket in self._buckets.items()]
+        return max([self._paused_until_s - now_s, *waits_s])
 
 
 def duration_s(text: str | None) -> float | None:
@@ -90,7 +96,7 @@ def duration_s(text: str | None) -> float | None:
     if text is None:
         return None
     if (plain := _number(text)) is not None:
-        return max(0.0, plain)
+        return plain
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|h|m|s)", text.strip())
     if not parts or "".join(number + unit for number, unit in parts) != text.strip():
         return None

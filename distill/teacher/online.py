@@ -13,9 +13,9 @@ from itertools import islice
 from typing import Any, Protocol
 
 from edgestill.distill.dataset import Row
-from edgestill.distill.teacher.budget import Budget, Reservation, Tokens, used_tokens
+from edgestill.distill.teacher.budget import Budget, Reservation
 from edgestill.distill.teacher.conversation import Needs, Resolved
-from edgestill.distill.teacher.endpoint import Fault, Reply, Unsupported
+from edgestill.distill.teacher.endpoint import LONGEST_BACKOFF_S, Fault, Reply, Unsupported
 from edgestill.distill.teacher.limits import Limiter
 from edgestill.distill.teacher.prompt import Request
 from edgestill.distill.teacher.protocol import Told
@@ -23,7 +23,6 @@ from edgestill.distill.teacher.section import TeacherSection
 from edgestill.distill.teacher.store import Store, store_answer
 from edgestill.runtime.errors import EdgestillError, GateFailed
 
-LONGEST_BACKOFF_S = 60.0
 SMOKE_MIN_ACCEPTED = 0.75
 GIVE_UP_AFTER = 20  # rows that failed one after the other: the endpoint is down, not the row
 
@@ -49,17 +48,22 @@ class Online:
         budget: Budget,
         resolve: Callable[[Row], Resolved | Needs],
         unsupported: Callable[[Request, str], bool],
+        accepted: Callable[[Request], None],
         concurrency: int,
     ) -> None:
-        """All parts are made by the caller; `unsupported` says whether the request may be built anew."""
+        """All parts are made by the caller.
+
+        `unsupported` says whether a request that was refused may be built anew; `accepted` hears of each that was not.
+        """
         self._teacher, self._endpoint, self._store, self._budget = teacher, endpoint, store, budget
-        self._resolve, self._unsupported = resolve, unsupported
+        self._resolve, self._unsupported, self._accepted = resolve, unsupported, accepted
         self._limiter = Limiter(teacher.requests_per_minute, teacher.tokens_per_minute)
         self._slots = asyncio.Semaphore(concurrency)
         # a few more rows than slots: while one answer is written to the disk, another request is on its way
         self._workers = concurrency + max(1, concurrency // 8)
         self._stopped: EdgestillError | None = None
-        self._over = asyncio.Event()
+        self._waiting: set[asyncio.Task[Any]] = set()
+        self._asking: dict[str, asyncio.Future[None]] = {}
         self._failed_in_a_row = 0
         self._done = 0
 
@@ -74,16 +78,18 @@ class Online:
         await self._all(waiting, told)
         return self._stopped
 
+    def stop(self, reason: EdgestillError) -> None:
+        """Send nothing more. What is in flight is waited for; whoever waits for something else waits no longer."""
+        self._stopped = self._stopped or reason
+        for task in self._waiting:
+            task.cancel()
+
     async def _all(self, rows: Iterator[Row], told: Told) -> None:
         async def work() -> None:
             for row in rows:
                 if self._stopped is not None:
                     return
-                try:
-                    await self._row(row)
-                except EdgestillError as error:
-                    self._stopped = self._stopped or error
-                    self._over.set()
+                await self._row(row)
                 self._done += 1
                 told(self._done)
 
@@ -97,46 +103,77 @@ class Online:
             found = self._resolve(row)
             if isinstance(found, Resolved):
                 return
-            asked = (self._until_decided(request, row) for request in found.requests)
-            results = await asyncio.gather(*asked, return_exceptions=True)  # what was sent is waited for
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
-            if not all(results):
+            if not all(await asyncio.gather(*(self._ask(request, row) for request in found.requests))):
                 return
+
+    async def _ask(self, request: Request, row: Row) -> bool:
+        """Whether it is worth looking at the row again. Rows that need the same request share it."""
+        try:
+            if (other := self._asking.get(request.key)) is not None:
+                with self._interruptible():
+                    await asyncio.shield(other)
+                return True
+            self._asking[request.key] = asyncio.get_running_loop().create_future()
+            try:
+                return await self._until_decided(request, row)
+            finally:
+                self._asking.pop(request.key).set_result(None)
+        except EdgestillError as error:
+            self.stop(error)
+        except asyncio.CancelledError:
+            if self._stopped is None:
+                raise
+        return False
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Around every wait that is not for an answer: `stop` ends it."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting.add(task)
+        try:
+            yield
+        finally:
+            self._waiting.discard(task)
 
     async def _until_decided(self, request: Request, row: Row) -> bool:
         """Send a request until it is decided; False when it failed for good, and that is recorded."""
         detail = ""
         for attempt in range(self._teacher.max_attempts):
-            async with self._slots:
-                charged = await self._limiter.wait(request.prompt_bound_tokens + request.completion_bound_tokens)
+            with self._interruptible():
+                await self._slots.acquire()
+            try:
+                with self._interruptible():
+                    charged = await self._limiter.wait(request.prompt_bound_tokens + request.completion_bound_tokens)
+                    await self._budget.room(request)
                 if self._stopped is not None:
                     return False
                 reservation = await self._budget.reserve(request, row.split)
                 outcome = await self._send(request, reservation)
+            finally:
+                self._slots.release()
             if isinstance(outcome, Reply):
                 await self._keep(request, reservation, outcome, charged)
                 return True
             if isinstance(outcome, Unsupported):
-                await self._store.write([self._budget.settle(reservation, "free", Tokens())])
-                if self._unsupported(request, outcome.message):
+                await self._store.write([self._budget.settle_fault(reservation, billed=False)])
+                if self._unsupported(request, outcome.named):
                     return True
-                detail = f"HTTP {outcome.status}: {outcome.message}"
-                break
+                await self._record_failure(request, f"HTTP {outcome.status}: {outcome.message}")
+                return False
             detail = outcome.detail
-            used = reservation.bound if outcome.billed else Tokens()
-            await self._store.write([self._budget.settle(reservation, "worst" if outcome.billed else "free", used)])
+            await self._store.write([self._budget.settle_fault(reservation, outcome.billed)])
             if attempt + 1 < self._teacher.max_attempts:
                 await self._back_off(attempt, outcome)
-        await self._give_up(request, detail)
+        await self._record_failure(request, detail)
+        self._count_failure(detail)
         return False
 
     async def _send(self, request: Request, reservation: Reservation) -> Reply | Fault | Unsupported:
         try:
             return await self._endpoint.send(request.body)
         except EdgestillError:
-            await self._store.write([self._budget.settle(reservation, "free", Tokens())])
+            await self._store.write([self._budget.settle_fault(reservation, billed=False)])
             raise
 
     async def _keep(self, request: Request, reservation: Reservation, reply: Reply, charged: float) -> None:
@@ -145,20 +182,14 @@ class Online:
         response = dict(reply.response)
         if reply.latency_ms is not None:
             response["latency_ms"] = round(reply.latency_ms, 1)
-        used = Tokens() if "error" in response else used_tokens(response.get("usage"))
-        state, cost = ("worst", reservation.bound) if used is None else ("settled", used)
+        settled, cost, problem = self._budget.settle_response(reservation, response)
         attempt = f"{self._store.run_id}:{reservation.number}"
-        settled = self._budget.settle(reservation, state, cost)
         await self._store.write([settled], [store_answer(request.key, response, attempt)])
+        self._accepted(request)
         self._limiter.used(charged, cost.prompt + cost.completion)
         self._limiter.learn(reply.headers)
-        if self._budget.capped and self._budget.exceeds_bound(reservation, cost):
-            asked = f"{reservation.bound.prompt} + {reservation.bound.completion}"
-            raise EdgestillError(
-                f"{self._endpoint.host} billed {cost.prompt} + {cost.completion} tokens where at most {asked} were "
-                "possible, so no cap can be promised",
-                "remove the cap, or use an endpoint that honours max_tokens",
-            )
+        if problem is not None:
+            raise problem
 
     async def _back_off(self, attempt: int, fault: Fault) -> None:
         """Wait as long as the endpoint asks, else a random share of a doubling time ("full jitter")."""
@@ -170,11 +201,13 @@ class Online:
             wait_s = fault.retry_after_s + random.uniform(0, min(1.0, 0.1 * fault.retry_after_s))
         elif fault.status == 429:
             self._limiter.pause(wait_s)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._over.wait(), wait_s)
+        with self._interruptible():
+            await asyncio.sleep(wait_s)
 
-    async def _give_up(self, request: Request, detail: str) -> None:
+    async def _record_failure(self, request: Request, detail: str) -> None:
         await self._store.write([("insert or replace into failures values(?, ?)", (request.key, detail))])
+
+    def _count_failure(self, detail: str) -> None:
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= GIVE_UP_AFTER:
             raise EdgestillError(

@@ -29,7 +29,7 @@ def teacher_fingerprint(recipe: Recipe, recipe_path: Path) -> str:
 def teacher_host(recipe: Recipe, recipe_path: Path) -> str:
     """What stands for the endpoint in the cache: host and port, or the hash of a local model's files."""
     if recipe.teacher.kind == "openai":
-        return endpoint_host(recipe.teacher.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL)
+        return endpoint_host(_base_url(recipe))
     from edgestill.distill.teacher.local import model_hash
 
     return "local:" + model_hash(recipe, recipe_path)
@@ -53,9 +53,13 @@ def open_teacher(recipe: Recipe, recipe_path: Path, folder: Path, rows: Sequence
     if recipe.teacher.kind == "openai":
         from edgestill.distill.teacher.endpoint import OpenAIEndpoint
 
-        endpoint = OpenAIEndpoint(recipe.teacher, teacher_host(recipe, recipe_path))
+        endpoint = OpenAIEndpoint(recipe.teacher, _base_url(recipe), teacher_host(recipe, recipe_path))
     else:
         from edgestill.distill.teacher.local import LocalEndpoint
 
         endpoint = LocalEndpoint(recipe, recipe_path, teacher_host(recipe, recipe_path))
     return LiveTeacher(recipe, endpoint, folder, rows, teacher_fingerprint(recipe, recipe_path))
+
+
+def _base_url(recipe: Recipe) -> str:
+    return recipe.teacher.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL

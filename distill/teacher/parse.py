@@ -3,23 +3,33 @@
 import ast
 import json
 import re
-from collections.abc import Iterator, Sequence
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+# Thinking that a server left in the content, with or without its opening tag. An answer begins with { or a fence.
+THINKING = re.compile(r"(?:(?!\s*[{`]).*?</think>)+", re.DOTALL)
 # Openings of a refusal in prose, for endpoints that have no `refusal` field.
 REFUSAL = re.compile(
-    r"^\W*(i'?m (really |very )?sorry|sorry,|i apologi[sz]e|i (can(no|')?t|am not able to|am unable to|won'?t) "
-    r"|as an ai\b|i must decline|unfortunately,? i)",
+    r"^\W*(?:unfortunately,? )?(?:i(?:\W?m| am) (?:(?:really|very|so) )?(?:sorry|not able|unable)\b|sorry(?:,| but\b)"
+    r"|i apologi[sz]e\b|i (?:can(?:not|\W?t)|won\W?t|must decline)\b|as an ai\b)",
     re.IGNORECASE,
 )
 LABEL_LINE = re.compile(
-    r"^\W*(?:final )?(?:label|answer|class|category)\W*[:=]\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE
+    r"^[^\w\n]*(?:final )?(?:label|answer|class|category)[^\w\n]*[:=]\s*(\S.*)", re.IGNORECASE | re.MULTILINE
 )
 RATIONALE_LINE = re.compile(
-    r"^\W*(?:rationale|reason(?:ing)?|explanation)\W*[:=]\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE
+    r"^[^\w\n]*(?:rationale|reason(?:ing)?|explanation)[^\w\n]*[:=][\s*]*(\S.*)", re.IGNORECASE | re.MULTILINE
 )
-DECODER = json.JSONDecoder(strict=False)
+OBJECT = re.compile(r"\{\s*[\"']")
+FLAT_OBJECT = re.compile(r"\{[^{}]{1,4000}\}")
+MAX_OBJECTS = 1000  # more are no answer
+SEPARATORS = re.compile(r"(?<=\S)[\s_\u2010-\u2015-]+(?=\S)")
+QUOTES = " \t\r\n\"'`*\u2018\u2019\u201c\u201d\xab\xbb"
 
 
 @dataclass(frozen=True)
@@ -46,74 +56,127 @@ def read_response(response: dict[str, Any], labels: Sequence[str]) -> Reading:
         return Reading(reason="content_filter", detail="the endpoint filtered the answer")
     if response.get("refusal"):
         return Reading(reason="refused", detail=str(response["refusal"]))
-    if not content.strip():
-        reasoning = (response.get("usage") or {}).get("reasoning_tokens") or 0
-        if finish == "length" and reasoning:
-            return Reading(reason="reasoning_used_budget", detail=f"{reasoning} reasoning tokens left no room")
-        return Reading(reason="truncated" if finish == "length" else "empty", detail="no content")
-    if finish == "length":
-        return Reading(reason="truncated", detail="the answer reached max_tokens")
-    return read_text(content, labels)
+    if finish != "length":
+        return read_text(content, labels)
+    reasoning = (response.get("usage") or {}).get("reasoning_tokens") or 0
+    if not _answer(content) and (reasoning or content.strip()):
+        return Reading(reason="reasoning_used_budget", detail=f"{reasoning or 'all'} reasoning tokens left no room")
+    return Reading(reason="truncated", detail="the answer reached max_tokens")
 
 
 def read_text(content: str, labels: Sequence[str]) -> Reading:
     """Label and rationale of a text: a JSON object wherever it stands, lines such as `Label: x`, or the bare label.
 
-    A label that merely occurs in prose is not taken for an answer.
+    A label that merely occurs in prose is not taken for an answer, nor is one of several that contradict each other.
     """
-    text = re.sub(r"<think>.*?</think>", "", content, flags=re.DOTALL).strip()
-    known = {_plain(label): label for label in reversed(labels)}
-    ambiguous = len(known) < len(labels)
-    found = next((o for o in _objects(text) if "label" in o), None)
-    if found is not None:
-        said, rationale = found["label"], found.get("rationale") or found.get("reason")
-    elif lines := LABEL_LINE.findall(text):
-        said, rationale = lines[-1], next(iter(RATIONALE_LINE.findall(text)), None)
-    elif (label := _match(text, labels, known, ambiguous)) is not None:
-        return Reading(label=label)
-    elif REFUSAL.match(text):
-        return Reading(reason="refused", detail=text[:200])
-    else:
+    text = _answer(content)
+    if not text:
+        return Reading(reason="empty", detail="no content")
+    objects, rest = _objects(text)
+    found = [(each["label"], each.get("rationale") or each.get("reason")) for each in objects if "label" in each]
+    if not found:
+        rationale = RATIONALE_LINE.search(rest)
+        lines: list[str] = LABEL_LINE.findall(rest) or [text]
+        found = [(line, rationale and rationale[1]) for line in lines]
+    allowed = {name: why for said, why in found if (name := _match(said, labels)) is not None}
+    if len(allowed) == 1:
+        label, why = allowed.popitem()
+        return Reading(label, _clean(why) or None if isinstance(why, str) else None)
+    if allowed:
+        return Reading(reason="unparsable", detail=f"several labels: {', '.join(map(repr, allowed))}")
+    if REFUSAL.match(rest):
+        return Reading(reason="refused", detail=_clean(rest)[:200])
+    said = found[-1][0]
+    if said is text:
         return Reading(reason="unparsable", detail="no JSON object with a label")
     if not isinstance(said, str):
-        return Reading(reason="unparsable", detail=f"label is {json.dumps(said, ensure_ascii=False)[:80]}, not text")
-    label = _match(said, labels, known, ambiguous)
-    if label is None:
-        return Reading(reason="label_not_allowed", detail=f"label is {said[:80]!r}")
-    return Reading(label=label, rationale=rationale.strip() or None if isinstance(rationale, str) else None)
+        return Reading(reason="unparsable", detail=f"label is of type {type(said).__name__}, not text")
+    return Reading(reason="label_not_allowed", detail=f"label is {said.strip()[:80]!r}")
 
 
-def _match(said: str, labels: Sequence[str], known: dict[str, str], ambiguous: bool) -> str | None:
-    """The allowed label that `said` is, up to case, blanks, quotes and punctuation where that is unambiguous."""
-    if said in labels:
-        return said
-    stripped = said.strip().strip("\"'`*.").strip()
-    if stripped in labels:
-        return stripped
-    return None if ambiguous else known.get(_plain(said))
+def _answer(content: str) -> str:
+    """What follows the thinking; nothing where the thinking does not end."""
+    thinking = THINKING.match(content)
+    text = content[thinking.end() if thinking else 0 :].strip()
+    return "" if text.startswith("<think>") else text
+
+
+def _match(said: object, labels: Sequence[str]) -> str | None:
+    """The allowed label that `said` is: as it is written, or up to what `_plain` leaves out where that is one label."""
+    if isinstance(said, int | float):
+        said = json.dumps(said)
+    if not isinstance(said, str):
+        return None
+    said = said.strip()
+    return said if said in labels else _by_plain_name(tuple(labels)).get(_plain(said))
+
+
+@lru_cache(maxsize=8)
+def _by_plain_name(labels: tuple[str, ...]) -> dict[str, str]:
+    """Labels by their plain name, without those that share one: they are only known as they are written."""
+    plain = [_plain(label) for label in labels]
+    count = Counter(plain)
+    return {name: label for name, label in zip(plain, labels, strict=True) if count[name] == 1}
 
 
 def _plain(label: str) -> str:
-    """A label without case, punctuation and runs of blanks; the label itself where nothing would be left."""
-    return " ".join(re.sub(r"[\W_]+", " ", label.casefold()).split()) or label
+    """A label without what teachers change: case, how characters are composed, separators of words, what surrounds it.
+
+    Other punctuation stays: C is not C++, and 1 is not -1.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", label).casefold())
+    return SEPARATORS.sub(" ", folded).lstrip(QUOTES).rstrip(QUOTES + ".,;:!?。}") or folded
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Every JSON object in a text, outermost first; then every Python dict literal, for single quotes."""
-    start = text.find("{")
-    while start != -1:
+def _clean(text: str) -> str:
+    """A text that can be written as UTF-8, without blanks around it."""
+    return text.encode("utf-8", "replace").decode().strip()
+
+
+def _objects(text: str) -> tuple[list[dict[str, Any]], str]:
+    """Objects of a text, written as JSON or as Python does, and the text without them.
+
+    What stands inside an object is never read as another: a rationale may quote anything. So the search ends at an
+    object that is broken and has others inside.
+    """
+    objects, between, end = list[dict[str, Any]](), list[str](), 0
+    while len(between) < MAX_OBJECTS and (opening := OBJECT.search(text, end)):
+        start = opening.start()
+        flat = FLAT_OBJECT.match(text, start)
         try:
-            value, end = DECODER.raw_decode(text, start)
-        except (json.JSONDecodeError, RecursionError):
-            end = start + 1
-        else:
-            if isinstance(value, dict):
-                yield {str(key).strip().lower(): inner for key, inner in value.items()}
-        start = text.find("{", end)
-    for match in re.finditer(r"\{[^{}]{1,4000}\}", text):
-        try:
-            value = ast.literal_eval(match[0])
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(value, dict):
-            yield {str(key).strip().lower(): inner for key, inner in value.items()}
+            value, after = DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            if flat is None:
+                break
+            value, after = _python_object(flat[0]), flat.end()
+        between.append(text[end:after] if value is None else text[end:start] + "{}")
+        objects += [] if value is None else [value]
+        end = after
+    return objects, "".join([*between, text[end:]])
+
+
+def _python_object(text: str) -> dict[str, Any] | None:
+    """An object with single quotes or a comma too many; None where it is none."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(text, mode="eval").body
+        if not isinstance(tree, ast.Dict):
+            return None
+        keys = [str(ast.literal_eval(key or "")) for key in tree.keys]
+        return _object(list(zip(keys, map(ast.literal_eval, tree.values), strict=True)))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object with small keys. One that only wraps another is that other; a key said twice has a list of both."""
+    if len(pairs) == 1 and isinstance(pairs[0][1], dict):
+        return pairs[0][1]
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        key = name.strip().lower()
+        made[key] = value if key not in made or made[key] == value else [made[key], value]
+    return made
+
+
+DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_object)

@@ -32,7 +32,7 @@ class Dialect:
     temperature: bool = True
 
     def without(self, refusal: str, fixed_format: bool) -> "Dialect | None":
-        """The dialect to try after a 400 or 422 with this message; None when the message names nothing we can drop.
+        """The dialect to try after a 400 or 422 that says this; None when that names nothing we can drop.
 
         With `fixed_format` the recipe chose the answer's format, so that it is not dropped.
         """
@@ -143,9 +143,10 @@ def first_dialect(recipe: Recipe) -> Dialect:
 
 
 def endpoint_host(base_url: str) -> str:
-    """Host and port of an address, without user, password, path or query."""
+    """Host, port and path of an address: gateways tell their routes apart by the path."""
     parts = urlsplit(base_url)
-    return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.hostname}{port}{parts.path.rstrip('/')}"
 
 
 def _keys(recipe: Recipe) -> list[str]:

@@ -14,10 +14,10 @@ Told = Callable[[int], None]
 class Annotation:
     """One accepted answer.
 
-    `probabilities` is over the recipe's labels and sums to 1, or None when the teacher gives none. `latency_ms` is
-    None for recorded or cached answers: nobody waited. `raw` is the answer as it came; `requests` is how many it
-    took, repairs and votes included. Tokens are the answer's and its repairs'; those of votes and of a second asking
-    are apart. `corrected` marks a label by hand.
+    `probabilities` is over the recipe's labels and sums to 1, or None when the teacher gives none. `latency_ms` is the
+    wait for it and its repairs when it was bought, None for recorded answers. `raw` is the answer as it came;
+    `requests` is how many it took, repairs and votes included. Tokens are the answer's and its repairs'; those of
+    votes and of a second asking are apart. `corrected` marks a label by hand.
     """
 
     row_id: str
@@ -57,8 +57,6 @@ class Spending:
     """What a run has sent and paid so far; None is unknown."""
 
     requests: int
-    prompt_tokens: int
-    completion_tokens: int
     usd: str | None
     usd_by_split: dict[str, str] | None
     worst_case: int

@@ -63,7 +63,7 @@ class ReplayTeacher:
 
     def spending(self) -> Spending:
         """Nothing is sent, so nothing is spent."""
-        return Spending(0, 0, 0, "0", {}, 0)
+        return Spending(0, "0", {}, 0)
 
     def spent_so_far(self) -> str:
         """Nothing."""

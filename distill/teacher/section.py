@@ -3,11 +3,14 @@
 import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from edgestill.distill.section import Section
 
+# Fields of a request that the engine counts on.
+OURS = ("model", "messages", "n", "stream", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs")
 WHAT_PATH_IS = {
     "replay": ", a JSON-lines file of recorded answers",
     "gguf": ", a GGUF file or package:NAME",
@@ -80,7 +83,17 @@ class TeacherSection(Section):
     def _holds_no_secret(cls, url: str | None) -> str | None:
         if url is not None and (not re.match(r"https?://[^/?#@\s]+(/[^?#\s]*)?$", url)):
             raise ValueError("wanted http(s)://HOST/PATH without user, password or query; a key goes into key_env")
+        if url is not None:
+            urlsplit(url).port  # noqa: B018 - raises ValueError where it is no number
         return url
+
+    @field_validator("extra_body")
+    @classmethod
+    def _leaves_ours_alone(cls, body: dict[str, Any]) -> dict[str, Any]:
+        for key in OURS:
+            if key in body:
+                raise ValueError(f"{key} is not yours to set here; the teacher's own keys say what is sent")
+        return body
 
     @model_validator(mode="after")
     def _complete(self) -> "TeacherSection":

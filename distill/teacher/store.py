@@ -4,6 +4,7 @@ An awaited write is on the disk. Knows no prices and no HTTP.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import sqlite3
@@ -23,13 +24,15 @@ SPEND_NAME = "spend.sqlite"
 ANSWERS = """
 create table if not exists answers(key text primary key, body blob not null, attempt text not null) without rowid;
 create table if not exists dialects(
-  host text, model text, wanted text, dialect text not null, primary key(host, model, wanted));
+  host text, model text, wanted text, dialects text not null, primary key(host, model, wanted));
 """
 # state: open (sent, or about to be), settled (usage known), free (the endpoint says it did nothing), worst (unknown)
 SPEND = """
 create table if not exists attempts(
   id integer primary key, key text not null, purpose text not null, split text not null, state text not null,
-  prompt_tokens integer not null, cached_tokens integer not null, completion_tokens integer not null, batch text);
+  prompt_tokens integer not null, cached_tokens integer not null, completion_tokens integer not null, batch text,
+  seller text not null);
+create table if not exists prices(seller text primary key, price text not null);
 create index if not exists open_attempts on attempts(state) where state = 'open';
 create table if not exists failures(key text primary key, detail text not null);
 create table if not exists batches(id text primary key, remote_id text, state text not null);
@@ -79,8 +82,13 @@ class Store:
 
     def bought(self, key: str) -> tuple[dict[str, Any], str] | None:
         """The stored response and which attempt of which run bought it, "run:number"."""
-        row = self._reader.execute("select body, attempt from answers where key = ?", (key,)).fetchone()
-        return None if row is None else (json.loads(zlib.decompress(row[0])), str(row[1]))
+        try:
+            row = self._reader.execute("select body, attempt from answers where key = ?", (key,)).fetchone()
+            return None if row is None else (json.loads(zlib.decompress(row[0])), str(row[1]))
+        except (sqlite3.DatabaseError, zlib.error, ValueError) as error:
+            raise EdgestillError(
+                f"{self.cache_path} is damaged: {error}", "move it away; answers are bought again"
+            ) from None
 
     def spend(self, query: str, values: tuple[Any, ...] = ()) -> Iterable[tuple[Any, ...]]:
         """Read the spend record."""
@@ -103,19 +111,21 @@ class Store:
 
     async def _flush(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._pending:
-            group, self._pending = self._pending, []
-            answers = [write for first, _, _ in group for write in first]
-            spend = [write for _, second, _ in group for write in second]
-            error: Exception | None = None
-            try:
-                await loop.run_in_executor(None, self._commit, answers, spend)
-            except EdgestillError as failed:
-                error = failed
-            for _, _, done in group:
-                if not done.done():
-                    done.set_result(None) if error is None else done.set_exception(error)
-        self._flushing = None
+        try:
+            while self._pending:
+                group, self._pending = self._pending, []
+                answers = [write for first, _, _ in group for write in first]
+                spend = [write for _, second, _ in group for write in second]
+                error: Exception | None = None
+                try:
+                    await loop.run_in_executor(None, self._commit, answers, spend)
+                except Exception as failed:  # whatever it was, those who wait for this commit must hear of it
+                    error = failed
+                for _, _, done in group:
+                    if not done.done():
+                        done.set_result(None) if error is None else done.set_exception(error)
+        finally:
+            self._flushing = None
 
     def _commit(self, answers: list[Write], spend: list[Write]) -> None:
         with self._commits:
@@ -133,7 +143,7 @@ class Store:
                 for statement, values in writes:
                     connection.execute(statement, values)
                 connection.execute("commit")
-            except sqlite3.Error as error:
+            except Exception as error:
                 if connection.in_transaction:
                     connection.execute("rollback")
                 raise disk_error(path, error) from error
@@ -153,22 +163,32 @@ def cached_answers(path: Path) -> Callable[[str], dict[str, Any] | None]:
     return lookup
 
 
-def known_dialect(path: Path, recipe: Recipe, host: str, model: str) -> Dialect:
-    """What the endpoint was seen to accept of what the recipe wants; all of it when it was never asked.
+def known_dialects(path: Path, recipe: Recipe, host: str, model: str) -> list[Dialect]:
+    """The dialects that an endpoint was spoken to in, the one that it accepts last; none when it was never asked.
 
     What was learnt holds for a wish: with another `answer_format` or `logprobs` the endpoint is asked anew.
     """
-    first, connection = first_dialect(recipe), _read_only(path)
+    connection = _read_only(path)
     if connection is None:
-        return first
-    query = "select dialect from dialects where host = ? and model = ? and wanted = ?"
-    row = connection.execute(query, (host, model, json.dumps(vars(first)))).fetchone()
-    connection.close()
-    return first if row is None else Dialect(**json.loads(row[0]))
+        return []
+    query = "select dialects from dialects where host = ? and model = ? and wanted = ?"
+    with contextlib.closing(connection):
+        row = connection.execute(query, (host, model, json.dumps(vars(first_dialect(recipe))))).fetchone()
+    return [] if row is None else [Dialect(**dialect) for dialect in json.loads(row[0])]
 
 
 def _read_only(path: Path) -> sqlite3.Connection | None:
-    return sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60) if path.is_file() else None
+    """A connection that only reads and makes no file; None where nothing was ever kept."""
+    if not path.is_file():
+        return None
+    quiet = "" if path.with_name(path.name + "-wal").exists() else "&immutable=1"  # else SQLite makes side files
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{quiet}", uri=True, timeout=60)
+        tables = {name for (name,) in connection.execute("select name from sqlite_master")}
+    except sqlite3.DatabaseError as error:
+        hint = "move it away; answers in it are then bought again"
+        raise EdgestillError(f"{path} cannot be opened: {error}", hint) from None
+    return connection if {"answers", "dialects"} <= tables else None
 
 
 def store_answer(key: str, body: dict[str, Any], attempt: str) -> Write:
@@ -177,9 +197,9 @@ def store_answer(key: str, body: dict[str, Any], attempt: str) -> Write:
     return "insert into answers values(?, ?, ?) on conflict(key) do nothing", (key, packed, attempt)
 
 
-def store_dialect(host: str, model: str, wanted: Dialect, dialect: Dialect) -> Write:
-    """The write that remembers what an endpoint accepts of what was wanted."""
-    values = (host, model, json.dumps(vars(wanted)), json.dumps(vars(dialect)))
+def store_dialects(host: str, model: str, wanted: Dialect, spoken: list[Dialect]) -> Write:
+    """The write that remembers which dialects an endpoint was spoken to in, the accepted one last."""
+    values = (host, model, json.dumps(vars(wanted)), json.dumps([vars(dialect) for dialect in spoken]))
     return "insert or replace into dialects values(?, ?, ?, ?)", values
 
 

@@ -68,7 +68,7 @@ class CountingTeacher:
         return Annotation(row.id, "red", None, "because\u2028of\nit", *spent, None, row.text, requests=2, bought_here=1)
 
     def spending(self) -> Spending:
-        return Spending(len(self.asked), 100 * len(self.asked), 10 * len(self.asked), "0.5", {"train": "0.5"}, 0)
+        return Spending(len(self.asked), "0.5", {"train": "0.5"}, 0)
 
     def spent_so_far(self) -> str:
         return ""

@@ -286,7 +286,7 @@ def test_what_is_no_success_is_tried_in_three_batches_and_then_rejected(tmp_path
         assert became(tmp_path / "a") == {"text 0": "red", "text 7": "red", "text 6": "content_filter"} | given_up
         assert server.times == dict.fromkeys(given_up, batch.MAX_ROUNDS) | {"text 6": 1, "text 7": 1}
         assert len(server.batches) == batch.MAX_ROUNDS
-        assert ledger.worst_case == 2 * batch.MAX_ROUNDS  # a body that says nothing was billed all the same
+        assert ledger.worst_case == 2 * batch.MAX_ROUNDS + 1  # a body that says nothing was billed all the same
         assert ledger.requests == 1 + 7 + 5 + 5
         bad.clear()
         ledger, _ = ask(server.url, tmp_path / "a")  # what failed for good is tried again by the next run
@@ -535,7 +535,8 @@ def test_a_killed_run_goes_on_and_buys_nothing_twice(tmp_path: Path, when: str, 
     assert server.times == dict.fromkeys(TEXTS[1:], 1)
     assert (len(server.calls), len(server.batches)) == (1, 1)
     assert len(server.uploads) == (2 if (when, asked) == ("before", CREATE) else 1)
-    assert (ledger.requests, ledger.worst_case, spent(folder)) == (8, 0, 7 * EACH)
+    assert (ledger.requests, ledger.worst_case) == (8, 1)  # a filtered prompt may be billed
+    assert spent(folder) > 7 * EACH
 
 
 def test_a_batch_whose_file_is_gone_before_it_was_sent_is_asked_anew(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_a_filtered_prompt_is_rejected_and_never_asked_again(asking: Any, serve:
     refusal = Status(400, {"message": "the prompt triggered the filter", "code": "content_filter"})
     server = serve(lambda call: refusal if call.text == "text 1" else json_answer("red"))
     assert asking.ask(TEXTS[:4]).rejected == {"content_filter": 1}
-    assert asking.ask(TEXTS[:4]).worst_case == 0
+    assert asking.ask(TEXTS[:4]).worst_case == 1  # some endpoints bill a prompt that they filtered
     assert len(server.calls) == 4
 
 
