@@ -58,7 +58,7 @@ def annotated(recipe: Path) -> Any:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All files below; SQLite's own side files, empty after a clean end, are not among them."""
+    """All files below."""
     found = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
