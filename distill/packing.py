@@ -21,10 +21,16 @@ class Branch:
 
 @dataclass(frozen=True)
 class Example:
-    """One training row. `rationale` is None when the objective or the teacher gives none."""
+    """One training row. `rationale` is None when the objective or the teacher gives none.
+
+    `soft` maps vocabulary ids of the labels' answer tokens to the wanted probabilities, summing to 1, where the first
+    token of the label's completion is to be learnt as a distribution; `weight` is how much the row's label counts.
+    """
 
     label: Branch
     rationale: Branch | None
+    soft: tuple[tuple[int, float], ...] | None = None
+    weight: float = 1.0
 
     @property
     def branches(self) -> tuple[Branch, ...]:
@@ -37,7 +43,9 @@ class Packed:
     """A batch of rows as one sequence of T tokens, with N positions that carry loss.
 
     Shapes: ids (1, T), positions (1, T), visible (1, 1, T, T) bool; sources (N,) index into T of the hidden state that
-    predicts, targets (N,) the token id, tasks (N,) 0 label or 1 rationale.
+    predicts, targets (N,) the token id, tasks (N,) 0 label or 1 rationale, weights (N,) float32. Soft targets, K of
+    them: soft_at (K,) index into N, soft_ids (K,) vocabulary ids, soft_shares (K,) float32, summing to 1 over equal
+    soft_at.
     """
 
     ids: torch.Tensor
@@ -46,6 +54,10 @@ class Packed:
     sources: torch.Tensor
     targets: torch.Tensor
     tasks: torch.Tensor
+    weights: torch.Tensor
+    soft_at: torch.Tensor
+    soft_ids: torch.Tensor
+    soft_shares: torch.Tensor
 
 
 def pack(examples: Sequence[Example]) -> Packed:
@@ -57,8 +69,11 @@ def pack(examples: Sequence[Example]) -> Packed:
     sources: list[int] = []
     targets: list[int] = []
     tasks: list[int] = []
+    weights: list[float] = []
+    soft: list[tuple[int, int, float]] = []
     for row, example in enumerate(examples):
         start, trunk = len(ids), trunk_length(example)
+        soft += [(len(targets), token, share) for token, share in example.soft or ()]
         ids += example.label.prompt[:trunk]
         positions += range(trunk)
         for task, branch in enumerate(example.branches):
@@ -71,6 +86,7 @@ def pack(examples: Sequence[Example]) -> Packed:
             sources += [before, *range(first + len(rest), len(ids))]
             targets += branch.completion
             tasks += [task] * len(branch.completion)
+            weights += [example.weight if task == 0 else 1.0] * len(branch.completion)
         rows += [row] * (len(ids) - start)
     row_of, branch_of = torch.tensor(rows), torch.tensor(branches)
     visible = (row_of[:, None] == row_of[None]) & ((branch_of[None] == 0) | (branch_of[:, None] == branch_of[None]))
@@ -81,6 +97,10 @@ def pack(examples: Sequence[Example]) -> Packed:
         sources=torch.tensor(sources),
         targets=torch.tensor(targets),
         tasks=torch.tensor(tasks),
+        weights=torch.tensor(weights),
+        soft_at=torch.tensor([at for at, _, _ in soft], dtype=torch.long),
+        soft_ids=torch.tensor([token for _, token, _ in soft], dtype=torch.long),
+        soft_shares=torch.tensor([share for _, _, share in soft]),
     )
 
 

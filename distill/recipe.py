@@ -112,6 +112,10 @@ class TrainSection(Section):
     rationale_weight: Annotated[float, Field(ge=0, lt=1)] = 0.5
     epochs: Annotated[float, Field(gt=0)] = 2
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    soft_labels: bool = False
+    label_temperature: Annotated[float, Field(gt=0)] = 1
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
+    class_weights: Literal["equal", "sqrt", "balanced"] = "equal"
     batch_rows: Annotated[int, Field(ge=1)] = 8
     seed: int = 7
 

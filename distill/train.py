@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from edgestill.distill.base import Base
 from edgestill.distill.dataset import Row
-from edgestill.distill.objectives import label_rationale_loss
+from edgestill.distill.objectives import class_weights, label_rationale_loss, soft_target
 from edgestill.distill.packing import Branch, Example, Packed, pack, packed_tokens
 from edgestill.distill.recipe import Recipe, TrainSection
 from edgestill.distill.teacher.protocol import Annotation
@@ -59,8 +59,18 @@ class Training:
     schema: str = "edgestill-training/1"
 
 
-def make_example(task: Task, tokenizer: Any, text: str, annotation: Annotation) -> Example:
-    """One training row in token ids: the device's own prompt, then the completion and the end-of-sequence id."""
+def make_example(
+    task: Task,
+    tokenizer: Any,
+    text: str,
+    annotation: Annotation,
+    train: TrainSection = TrainSection(),  # noqa: B008 - frozen
+    weight: float = 1.0,
+) -> Example:
+    """One training row in token ids: the device's own prompt, then the completion and the end-of-sequence id.
+
+    `train` says whether the label is learnt as the teacher's distribution; `weight` is the label's class weight.
+    """
     encode = tokenizer.encode
     completion = next(label.completion for label in task.labels if label.name == annotation.label)
 
@@ -71,7 +81,11 @@ def make_example(task: Task, tokenizer: Any, text: str, annotation: Annotation) 
     reason = None
     if task.rationale_suffix is not None and annotation.rationale:
         reason = branch(task.rationale_suffix, " " + annotation.rationale)
-    return Example(branch(task.answer_suffix, completion), reason)
+    odds = annotation.probabilities if train.soft_labels else None
+    soft = soft_target(annotation.label, odds, task.label_names, train.label_temperature, train.label_smoothing)
+    tokens = {label.name: label.token_id for label in task.labels}
+    shares = None if soft is None else tuple((tokens[name], share) for name, share in soft.items())
+    return Example(branch(task.answer_suffix, completion), reason, shares, weight)
 
 
 def train_student(
@@ -97,7 +111,8 @@ def train_student(
     torch.manual_seed(recipe.train.seed)
     torch.set_num_threads(usable_cores())
     model = _with_lora(load_causal(base, compute_dtype()), recipe)
-    examples = [make_example(task, tokenizer, row.text, annotation) for row, annotation in pairs]
+    weights = class_weights([annotation.label for _, annotation in pairs], recipe.train.class_weights)
+    examples = [make_example(task, tokenizer, row.text, a, recipe.train, weights[a.label]) for row, a in pairs]
     start = time.perf_counter()
     losses, tokens = _loop(model, examples, recipe.train, progress)
     seconds = time.perf_counter() - start

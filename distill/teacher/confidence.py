@@ -17,18 +17,15 @@ def label_probabilities(
 ) -> dict[str, float] | None:
     """Probabilities over `labels`, summing to 1, read off the tokens that spell the answer's label.
 
-    Follows the answer's own tokens through the label, and what closes it where a longer label begins alike. At each
-    token every label that goes on otherwise gets the mass of the longest alternative that it goes on with. Labels
-    that go on with the same alternative share its mass, which is an approximation: the endpoint tells nothing about
-    the tokens behind it. Mass on texts that are no label is left out.
+    Follows the answer's own tokens through the label and what closes it. At each token every label that goes on
+    otherwise gets the mass of the longest alternative that it goes on with; labels that go on with the same one share
+    its mass, an approximation: the endpoint tells nothing about the tokens behind it. Other texts are left out.
+    None where the tokens do not tell: the label is not found as it is spelled, does not end, or has no alternatives.
 
     Args:
         logprobs: a token an entry: [text, natural-log probability, [[alternative, natural-log probability], ...]].
         label: the label that was read from the answer.
         labels: all allowed labels.
-
-    Returns:
-        None where the tokens do not tell: the label's text is not found, or does not end, or has no alternatives.
     """
     text = "".join(token for token, _, _ in logprobs)
     if (found := _find(text, label)) is None:

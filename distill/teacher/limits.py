@@ -12,7 +12,7 @@ BURST_S = 1.0
 
 @dataclass
 class Bucket:
-    """Fills with `per_minute` / 60 a second up to a second's worth (or one request); may be overdrawn."""
+    """Fills with `per_minute` / 60 a second up to a second's worth; may be overdrawn."""
 
     per_minute: float
     level: float = 0.0
@@ -21,7 +21,7 @@ class Bucket:
     def wait_s(self, now_s: float, amount: float) -> float:
         """Seconds until so much may be taken; more than a second's worth is taken from a full bucket."""
         rate = self.per_minute / 60
-        full = max(1.0, rate * BURST_S)
+        full = rate * BURST_S
         self.level = min(full, self.level + (now_s - self.updated_s) * rate)
         self.updated_s = now_s
         return max(0.0, (min(amount, full) - self.level) / rate)
@@ -82,7 +82,7 @@ class Limiter:
 
     def _limit(self, name: str, per_minute: float) -> None:
         now_s = time.monotonic()
-        bucket = self._buckets.setdefault(name, Bucket(per_minute, max(1.0, per_minute / 60 * BURST_S), now_s))
+        bucket = self._buckets.setdefault(name, Bucket(per_minute, per_minute / 60 * BURST_S, now_s))
         bucket.per_minute = per_minute
 
     def _wait_s(self, charge: Mapping[str, float]) -> float:

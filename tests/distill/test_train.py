@@ -1,5 +1,6 @@
 """Training on a tiny true model: it learns what the teacher says, from the device's own prompt, the same way twice."""
 
+import dataclasses
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,3 +126,18 @@ def test_completions_are_the_answer_and_the_reason_with_the_end_of_sequence(benc
     written = [bench.tokenizer.decode(branch.completion[:-1]) for branch in example.branches]
     assert written == [" green", " it is so"]
     assert {branch.completion[-1] for branch in example.branches} == {bench.task.eos_token_id}
+
+
+def test_probabilities_of_the_teacher_become_a_target_over_the_labels_answer_tokens(tiny_base: Path) -> None:
+    bench = a_bench(tiny_base, soft_labels=True, label_smoothing=0.1)
+    ((_, annotation),) = bench.pairs(["moss"], "green")
+    sure = dataclasses.replace(annotation, probabilities={"red": 0.25, "green": 0.75})
+    example = make_example(bench.task, bench.tokenizer, "moss", sure, bench.recipe.train, weight=2.0)
+    tokens = {label.name: label.token_id for label in bench.task.labels}
+    assert example.soft is not None
+    rest = 0.1 / 3
+    wanted = {tokens["red"]: 0.225 + rest, tokens["green"]: 0.675 + rest, tokens["blue"]: rest}
+    assert dict(example.soft) == pytest.approx(wanted)
+    assert example.weight == 2.0
+    plain = make_example(bench.task, bench.tokenizer, "moss", annotation, bench.recipe.train)
+    assert dict(plain.soft or ())[tokens["green"]] == pytest.approx(0.9 + rest)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -35,7 +35,7 @@ def answer(label: str, rationale: str = "r", first: bool = False) -> str:
 def spoken(truth: dict[str, float], said: str, vocabulary: list[str], **shape: Any) -> tuple[Tokens, bool]:
     """Tokens of the answer `said` with all alternatives, from what each label's tokens would be with its probability.
 
-    Also whether the probabilities can be told: no alternative leads to two labels.
+    Also whether the probabilities can be told: no alternative could become two labels.
     """
     spelled = {label: tokenize(answer(label, **shape), vocabulary) for label in truth}
     tokens, told = Tokens(), True
@@ -45,7 +45,8 @@ def spoken(truth: dict[str, float], said: str, vocabulary: list[str], **shape: A
         for label in still:
             mass[spelled[label][position]] += truth[label]
         whole = sum(mass.values())
-        leads = Counter(spelled[label][position] for label in still)
+        before = "".join(spelled[said][:position])
+        leads = {other: sum(answer(label, **shape).startswith(before + other) for label in truth) for other in mass}
         told = told and all(count == 1 for other, count in leads.items() if other != token)
         alternatives = [[other, math.log(share / whole)] for other, share in mass.items()]
         tokens.append([token, math.log(mass[token] / whole), alternatives])

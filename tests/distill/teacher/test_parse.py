@@ -133,7 +133,12 @@ NOT_READ = [
     ("As an AI, I have no opinion", "refused"),
     ("**Unfortunately, I can't say.**", "refused"),
     ('I\'m sorry, no answer. {"label": null}', "refused"),
+    ("Sorry but no.", "refused"),
+    ("I apologise, no.", "refused"),
+    ("I must decline.", "refused"),
     ("Unfortunately, it is not clear.", "unparsable"),
+    ("He says: I'm sorry, I cannot find it.", "unparsable"),
+    ("{'label', 'no'}", "unparsable"),
     ("Unfortunately, I think it is card_lost", "unparsable"),
 ]
 
@@ -180,6 +185,7 @@ def test_how_a_response_ended_comes_before_what_it_says(response: dict[str, Any]
         (["no", "No!"], "No!", "No!"),
         (["no", "No!"], "No", None),
         (["no", "No!"], "`no!`", None),
+        (["no", "No!"], " No!\n", "No!"),
         (["no", "No!", "yes"], "Yes.", "yes"),
         (["a b", "a_b"], "a b", "a b"),
         (["a b", "a_b"], "a-b", None),
@@ -203,6 +209,7 @@ def test_how_a_response_ended_comes_before_what_it_says(response: dict[str, Any]
         (["*", "**"], "**", "**"),
         (["!?", "?!"], "?!", "?!"),
         (["!?", "?"], "!", None),
+        (["!", "yes"], "...", None),
     ],
 )
 def test_only_what_no_other_label_differs_by_is_forgiven(labels: list[str], said: Any, label: str | None) -> None:
