@@ -3,7 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
-from edgestill.distill.teacher.confidence import LABEL_KEY
+from edgestill.distill.teacher.confidence import VALUE
 
 KEPT_TOKENS = 48
 MOST_TOKENS = 2**53  # a larger count is no count
@@ -37,7 +37,7 @@ def clean(text: str) -> str:
 def label_tokens(tokens: list[tuple[str, dict[str, Any]]]) -> list[list[Any]]:
     """The tokens from the last "label" key on, which is all that the label's probabilities need, in a short form."""
     text = "".join(token for token, _ in tokens)
-    start = max(0, text.rfind(LABEL_KEY))
+    start = max((match.start() for match in VALUE.finditer(text)), default=0)
     kept: list[list[Any]] = []
     position = 0
     for token, facts in tokens:

@@ -20,7 +20,7 @@ def label_probabilities(
     Follows the answer's own tokens through the label and what closes it. At each token every label that goes on
     otherwise gets the mass of the longest alternative that it goes on with; labels that go on with the same one share
     its mass, an approximation: the endpoint tells nothing about the tokens behind it. Other texts are left out.
-    None where the tokens do not tell: the label is not found as it is spelled, does not end, or has no alternatives.
+    None where the tokens do not tell: the label is not spelled by them, does not end, or has no alternatives.
 
     Args:
         logprobs: a token an entry: [text, natural-log probability, [[alternative, natural-log probability], ...]].
@@ -60,15 +60,10 @@ def vote_shares(votes: Sequence[str], labels: Sequence[str]) -> dict[str, float]
 
 
 def _find(text: str, label: str) -> tuple[int, int] | None:
-    """Where the last "label" key and its value begin; without one, a label that ends the text, alone or behind a colon.
-
-    None where the value is not the label as it is spelled: the teacher may have written it in another case.
-    """
-    spelled = _spelled(label)
+    """Where the last "label" key and its value begin; else of a label that ends the text, alone or after a colon."""
     if values := list(VALUE.finditer(text)):
-        opening, start = values[-1].span()
-        return (opening, start) if text.startswith(spelled + '"', start) else None
-    match = re.search(rf"(?:^|[:=])\W*({re.escape(spelled)})\W*$", text)
+        return values[-1].span()
+    match = re.search(rf"(?:^|[:=])\W*({re.escape(_spelled(label))})\W*$", text)
     return (match.start(), match.start(1)) if match else None
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgestill.distill.teacher.confidence import label_probabilities, vote_shares
 
-CARDS = ["card", "card_lost", "card_stolen", "cash", 'a "card"', "no", "none"]
+CARDS = ["card", "card_lost", "card_stolen", "cash", 'a "card"', 'a "cash"', "no", "none"]
 VOCABULARY = ['{"', "rationale", '":', ' "', "label", '", "', '"}', '"', "card", "_", "lost", "_l", "st", "olen", "no"]
 MERGED = [' "car', ' "card', ' "n', 'lost"}', 't"}', 'd"', ': "', ' "no"}', '": "c', "card_", '\\"card', '\\"}']
 
@@ -53,33 +53,38 @@ def spoken(truth: dict[str, float], said: str, vocabulary: list[str], **shape: A
     return tokens, told
 
 
-weights = st.lists(st.floats(0.001, 1), min_size=len(CARDS), max_size=len(CARDS))
+weights = st.dictionaries(st.sampled_from(CARDS), st.floats(0.001, 1), min_size=2)
 vocabularies = st.lists(st.sampled_from([*VOCABULARY, *MERGED]), unique=True)
 
 
-@given(weights, st.sampled_from(CARDS), vocabularies, st.booleans(), st.text(max_size=9))
-@example([1.0] * 7, "card", [' "card', ' "', "_l", "_s"], False, "r")
-@example([1.0] * 7, "none", ["no", "none", "card_", "card"], True, "label")
+@given(weights, st.integers(0), vocabularies, st.booleans(), st.text(max_size=9))
+@example(dict.fromkeys(CARDS, 1.0), CARDS.index("card"), [' "card', ' "', "_l", "_s"], False, "r")
+@example({"card": 1.0, "card_lost": 2.0, "cash": 3.0, "no": 4.0}, 0, [' "car', "card", "lost"], False, "r")
+@example({"none": 1.0, "no": 2.0, 'a "card"': 3.0}, 0, ["no", "none", ' "no"}'], True, "label")
 def test_a_known_distribution_is_read_back(
-    odds: list[float], said: str, vocabulary: list[str], first: bool, rationale: str
+    odds: dict[str, float], which: int, vocabulary: list[str], first: bool, rationale: str
 ) -> None:
-    truth = {label: weight / sum(odds) for label, weight in zip(CARDS, odds, strict=True)}
+    truth = {label: weight / sum(odds.values()) for label, weight in odds.items()}
+    said = list(truth)[which % len(truth)]
     tokens, told = spoken(truth, said, vocabulary, rationale=rationale, first=first)
-    read = label_probabilities(tokens, said, CARDS)
+    read = label_probabilities(tokens, said, list(truth))
     assert read is not None
-    assert list(read) == CARDS
+    assert list(read) == list(truth)
     assert sum(read.values()) == pytest.approx(1)
     assert read[said] == pytest.approx(truth[said])
     if told:
         assert read == pytest.approx(truth)
 
 
-@given(weights, st.sampled_from(CARDS), vocabularies)
-def test_other_texts_and_other_spellings_take_nothing_away(odds: list[float], said: str, vocabulary: list[str]) -> None:
-    truth = {label: weight / sum(odds) for label, weight in zip(CARDS, odds, strict=True)}
+@given(weights, st.integers(0), vocabularies)
+def test_other_texts_and_other_spellings_take_nothing_away(
+    odds: dict[str, float], which: int, vocabulary: list[str]
+) -> None:
+    truth = {label: weight / sum(odds.values()) for label, weight in odds.items()}
+    said, labels = list(truth)[which % len(truth)], list(truth)
     tokens, _ = spoken(truth, said, vocabulary)
     noisy = [[token, p, [*others, ["", -1], ["x", -1], ["\n", -2], [token, p]]] for token, p, others in tokens]
-    assert label_probabilities(noisy, said, CARDS) == pytest.approx(label_probabilities(tokens, said, CARDS))
+    assert label_probabilities(noisy, said, labels) == pytest.approx(label_probabilities(tokens, said, labels))
 
 
 def step(token: str, share: float, others: dict[str, float] | None = None) -> list[Any]:
@@ -109,23 +114,37 @@ def test_labels_behind_one_alternative_share_its_mass() -> None:
     assert label_probabilities(tokens, "a", ["a", "b1", "b2"]) == pytest.approx({"a": 0.4, "b1": 0.3, "b2": 0.3})
 
 
-LABELS = ["card", "card_lost"]
+def test_other_tokens_for_the_same_text_take_nothing_away() -> None:
+    tokens = [*KEY[:2], step('":', 0.2, {'": "': 0.8}), step(' "', 0.5, {" ": 0.5})]
+    tokens += [step("c", 0.5, {"card": 0.25, "no": 0.25}), step('ard"', 1)]
+    assert label_probabilities(tokens, "card", ["card", "no"]) == pytest.approx({"card": 0.75, "no": 0.25})
+
+
+def test_a_text_that_ends_with_the_longer_name_is_told() -> None:
+    read = label_probabilities([step("card_lost", 0.75, {"card": 0.25})], "card_lost", ["card", "card_lost"])
+    assert read == pytest.approx({"card": 0.25, "card_lost": 0.75})
+
+
+LABELS = ["card", "card_lost", "card_", "cash"]
 UNTOLD: list[tuple[str, Tokens, str]] = [
     ("no tokens", [], "card"),
     ("another spelling", [*KEY, step(' "', 1), step("Card", 1), step('"}', 1)], "card"),
     ("another spelling, and the name in the reason", [*KEY, step(' "Card", "rationale": "card"}', 1)], "card"),
-    ("prose", [step("a ", 1), step("card", 1), step(" is gone", 1)], "card"),
+    ("prose", [step("Cash", 0.5, {"Card": 0.5}), step(" is gone", 1)], "cash"),
+    ("prose that begins with it", [step("cash", 0.5, {"card": 0.5}), step(" is gone", 1)], "cash"),
+    ("prose that ends with it", [step("It is ", 1), step("cash", 0.5, {"card": 0.5}), step(".", 1)], "cash"),
     ("no end", [*KEY, step(' "', 1), step("card", 1)], "card"),
     ("no end without a key", [step("card", 0.5, {"card_lost": 0.5})], "card"),
     ("no alternatives", [[token, 0.0, []] for token in ('"label": "', "card", '"}')], "card"),
     ("no mass", [*KEY, step(' "', 1), ["card_", -9999.0, [["card_", -9999.0]]], step('"}', 1)], "card_"),
     ("nan", [*KEY, step(' "', 1), ["card_", math.nan, [["card_", math.nan]]], step('"}', 1)], "card_"),
+    ("nan beside", [*KEY, step(' "', 1), ["cash", -1.0, [["cash", -1.0], ["card", math.nan]]], step('"}', 1)], "cash"),
 ]
 
 
 @pytest.mark.parametrize(("tokens", "label"), [row[1:] for row in UNTOLD], ids=[row[0] for row in UNTOLD])
 def test_what_the_tokens_do_not_tell_is_none(tokens: Tokens, label: str) -> None:
-    assert label_probabilities(tokens, label, [*LABELS, "card_"] if label == "card_" else LABELS) is None
+    assert label_probabilities(tokens, label, LABELS) is None
 
 
 @pytest.mark.parametrize(
