@@ -23,6 +23,7 @@ from edgestill.distill.teacher.section import TeacherSection
 from edgestill.distill.teacher.store import Store, store_answer
 from edgestill.runtime.errors import EdgestillError, GateFailed
 
+LONGEST_WAIT_S = 600.0  # an endpoint that wants a longer pause is come back to
 SMOKE_MIN_ACCEPTED = 0.75
 GIVE_UP_AFTER = 20  # rows that failed one after the other: the endpoint is down, not the row
 
@@ -196,6 +197,9 @@ class Online:
         longest_s = min(LONGEST_BACKOFF_S, self._teacher.backoff_s * 2**attempt)
         wait_s = random.uniform(0, longest_s)
         self._limiter.learn(fault.headers)
+        if fault.retry_after_s is not None and fault.retry_after_s > LONGEST_WAIT_S:
+            wait = f"{self._endpoint.host} asks to be left alone for {fault.retry_after_s:.0f} s"
+            raise EdgestillError(wait, "run the same command then: it goes on")
         if fault.retry_after_s is not None:
             self._limiter.pause(fault.retry_after_s)
             wait_s = fault.retry_after_s + random.uniform(0, min(1.0, 0.1 * fault.retry_after_s))

@@ -116,10 +116,10 @@ def test_a_full_disk_stops_the_run_and_does_not_hang_it(
 
 
 @pytest.mark.parametrize("votes", [0, 3])
-def test_a_stop_reaches_those_who_wait_for_an_hour(asking: Any, serve: Serve, votes: int) -> None:
+def test_a_stop_reaches_those_who_wait_for_minutes(asking: Any, serve: Serve, votes: int) -> None:
     def script(call: Call) -> Any:
         if call.number == 4:
-            return Status(429, headers={"retry-after": "3600"})
+            return Status(429, headers={"retry-after": "500"})
         return Status(401, delay_s=0.1) if call.number > 4 else json_answer("red")
 
     serve(script)
@@ -128,6 +128,16 @@ def test_a_stop_reaches_those_who_wait_for_an_hour(asking: Any, serve: Serve, vo
     asking.ask(TEXTS)
     assert time.monotonic() - start < 3
     assert "HTTP 401" in str(asking.stopped)
+
+
+def test_an_endpoint_that_wants_an_hour_is_left_and_come_back_to(asking: Any, serve: Serve) -> None:
+    server = serve(
+        lambda call: Status(429, headers={"retry-after": "3600"}) if call.number == 5 else json_answer("red")
+    )
+    asking.ask(TEXTS)
+    assert "asks to be left alone for 3600 s" in str(asking.stopped)
+    assert asking.ask(TEXTS).accepted == 24
+    assert len(server.calls) == 25
 
 
 def test_a_stop_reaches_those_whom_the_limit_holds_back(asking: Any, serve: Serve) -> None:
