@@ -1,6 +1,8 @@
 """Stored answers of every common shape become a pool and a replay teacher, whole or not at all."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,20 +135,16 @@ def test_bad_input_leaves_no_folder(tmp_path: Path, content: bytes | None, words
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_disk_that_fills_up_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, write = lines(tmp_path / "stored.jsonl", [{"text": "a", "label": "red"}]), manifest.write_jsonl
-
-    def full(path: Path, rows: Any) -> None:
-        if path.name == "pool.jsonl":
-            raise OSError(28, "No space left on device")
-        write(path, rows)
-
-    monkeypatch.setattr(manifest, "write_jsonl", full)
-    with pytest.raises(EdgestillError, match=r"cannot write .*new: No space left"):
-        import_answers(source, tmp_path / "new")
+def test_a_disk_that_fills_up_leaves_no_folder(tmp_path: Path) -> None:
+    source = lines(tmp_path / "stored.jsonl", [{"text": f"row {i}", "label": "red"} for i in range(200)])
+    command = [str(Path(sys.executable).parent / "edgestill"), "import", str(source), str(tmp_path / "new")]
+    # 4 blocks of 512 bytes a file: the write fails as on a full disk (EFBIG, its signal ignored)
+    limited = ["bash", "-c", "trap '' XFSZ; ulimit -f 4; exec \"$@\"", "limited", *command]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cannot write" in done.stderr
     assert sorted(tmp_path.iterdir()) == [source]
-    monkeypatch.undo()
-    assert import_answers(source, tmp_path / "deep" / "new").kept == 1
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def test_usage_is_checked_before_anything_is_read(tmp_path: Path) -> None:
