@@ -44,7 +44,7 @@ def _front(context: typer.Context) -> None:
 def example(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder.")] = Path("example"), as_json: Json = False
 ) -> None:
-    """Copy the bundled example (recipe, rows, recorded answers) into a new folder to look at and change."""
+    """Copy the bundled example into a new folder. Recipe, rows and recorded answers, to look at and change."""
     import importlib.util
     import shutil
 
@@ -76,7 +76,7 @@ def build(recipe: RecipeFile, out: Out = None, as_json: Json = False, strict: St
 
 @app.command()
 def train(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
-    """Train the student on the teacher's answers and run it, the base and the floor on the test rows."""
+    """Train the student on the teacher's answers. Then run it, the base and the floor on the test rows."""
     stages = Stages(recipe, out)
     run = stages.train()
     text = f"{run.name}: agrees with the teacher on {run.training['dev_agreement']:.1%} of {run.rows['dev']} dev rows"
@@ -85,7 +85,7 @@ def train(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
 
 @app.command()
 def export(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
-    """Merge, round to the grid, write ONNX and GGUF, pass the gates, lay out the bundle."""
+    """Write ONNX and GGUF from one grid. Merge, round, write, pass the gates, lay out the bundle."""
     stages = Stages(recipe, out)
     bundle = stages.export()
     lines = "\n".join(f"{a.path}  {a.bytes / 1e6:.1f} MB  {a.quantization}" for a in bundle.artifacts)
@@ -98,7 +98,7 @@ def bench(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a bundle on this machine and compare it with the teacher, the base and the floor."""
+    """Measure a bundle on this machine. Compare it with the teacher, the base and the floor."""
     if target.suffix in (".yaml", ".yml"):
         stages = Stages(target, out)
         bundle = stages.folder / "bundle"
@@ -117,7 +117,7 @@ def run(
     explain: Annotated[bool, typer.Option("--explain", help="Add the student's reason.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Answer one text, or every row of a file (one JSON object a line)."""
+    """Answer one text, or every row of a file. One JSON object a line."""
     from edgestill.runtime import load, manifest
 
     if (text is None) == (file is None):
@@ -140,7 +140,7 @@ def run(
 
 @app.command()
 def verify(bundle: BundleFolder, as_json: Json = False) -> None:
-    """Check every hash of a bundle and every gate that needs no torch, on this machine."""
+    """Check every hash and gate of a bundle. All that needs no torch, on this machine."""
     from edgestill.runtime.verify import verify_bundle
 
     facts = _same_numbers(bundle, verify_bundle(bundle))

@@ -22,7 +22,7 @@ def init(
     name: Annotated[str | None, typer.Option(help="Name of the recipe; default: from the file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a commented recipe from a data file: it guesses the text, the labels and says what is left to fill in."""
+    """Write a commented recipe from a data file. It guesses text and labels and says what is left to fill in."""
     from edgestill.distill.propose import propose_recipe
     from edgestill.runtime.manifest import write_text_atomic
 
@@ -46,7 +46,7 @@ def import_(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn stored completions into rows (pool.jsonl) and a replay teacher (teacher.jsonl): nothing is paid again."""
+    """Turn stored answers into a replay teacher. Writes rows (pool.jsonl) and answers (teacher.jsonl)."""
     from edgestill.distill.imports import import_answers
 
     facts = import_answers(source, folder, prompt, requests)
@@ -57,7 +57,7 @@ def import_(
 
 
 def plan(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
-    """Rows, tokens, money, the exact prompt of the first row, what will be built. Spends nothing."""
+    """Show rows, tokens, money and the first prompt. Says what will be built; spends nothing."""
     from edgestill.distill.estimate import estimate
 
     stages = Stages(recipe, out)
@@ -66,7 +66,7 @@ def plan(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
 
 
 def annotate(recipe: RecipeFile, out: Out = None, as_json: Json = False, strict: Strict = False) -> None:
-    """Ask the teacher about every row; each ends accepted, rejected with a reason, or pending."""
+    """Ask the teacher about every row. Each ends accepted, rejected with a reason, or pending."""
     stages = Stages(recipe, out, strict)
     ledger, stopped = stages.annotate()
     verb = "train" if stopped is None else "rejects" if isinstance(stopped, GateFailed) else "annotate"
@@ -83,7 +83,7 @@ def rejects(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Rows without a usable answer: why, what the teacher said, what it cost."""
+    """Show rows without a usable answer. Why, what the teacher said, what it cost."""
     from edgestill.distill.show import rejected_rows
 
     folder = _annotations(recipe, out)
@@ -98,7 +98,7 @@ def row(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """All that is known about one row: text, split, raw answer, parse, cost."""
+    """Show all that is known about one row. Text, split, raw answer, parse, cost."""
     from edgestill.distill.show import one_row
 
     found = one_row(_annotations(recipe, out), row_id)
