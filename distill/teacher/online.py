@@ -186,7 +186,8 @@ class Online:
         settled, cost, problem = self._budget.settle_response(reservation, response)
         attempt = f"{self._store.run_id}:{reservation.number}"
         await self._store.write([settled], [store_answer(request.key, response, attempt)])
-        self._accepted(request)
+        if "error" not in response:  # a prompt that was filtered says nothing about the request's form
+            self._accepted(request)
         self._limiter.used(charged, cost.prompt + cost.completion)
         self._limiter.learn(reply.headers)
         if problem is not None:

@@ -157,6 +157,17 @@ def test_a_refusal_in_mid_run_is_that_rows_own_trouble(asking: Any, serve: Serve
     assert len(server.calls) == 24
 
 
+def test_a_filtered_first_row_says_nothing_about_what_the_endpoint_takes(asking: Any, serve: Serve) -> None:
+    def script(call: Call) -> Any:
+        if call.text == "text 0":
+            return Status(400, {"message": "filtered", "code": "content_filter"})
+        return Status(400, {"message": "no logprobs here"}) if "logprobs" in call.body else json_answer("red")
+
+    serve(script)
+    ledger = asking.ask(TEXTS)
+    assert (ledger.accepted, ledger.rejected) == (23, {"content_filter": 1})
+
+
 def test_answers_in_a_dialect_that_was_left_are_still_known(asking: Any, serve: Serve) -> None:
     server = serve(lambda call: Status(400, {"message": "x", "param": "logprobs"}) if "logprobs" in call.body
                    and call.number < 1 else json_answer("red"))  # fmt: skip
