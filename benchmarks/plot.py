@@ -5,49 +5,40 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
 
+from edgestill.benchmarks.labels import Box, Labels
 from edgestill.runtime.metrics import Estimate
 
-# In SVG units; at the width of a phone one unit is about 0.85 pixels.
+# In SVG units; at the width of a phone one unit is about 0.85 pixels. More points make the plot higher, to read them.
 WIDTH, HEIGHT = 420, 330
-LEFT, RIGHT, TOP, BOTTOM = 42, 410, 12, 278
-LETTER_WIDTH, LINE_HEIGHT = 7.9, 15
+LEFT, RIGHT, TOP, FOOT = 42, 410, 12, 52
+FEW_POINTS, HEIGHT_PER_POINT = 6, 22
 MARKER = 5.5
-NEAR, FAR = 11, 28
+TICK_ROOM = 14  # what half a tick's text wants beside the last tick
 
 
 @dataclass(frozen=True)
 class Point:
-    """One system: `x` > 0 in the axis's unit, `y` a share from 0 to 1; `style` is its CSS class and marker."""
+    """One system: `x` > 0 in the axis's unit, `y` a share from 0 to 1.
+
+    `style` is its CSS classes; `shape` is circle, diamond, square or triangle.
+    """
 
     name: str
     style: str
     x: float
     y: Estimate
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle, y downwards."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def overlaps(self, other: "Box") -> bool:
-        """Whether the two share any area."""
-        across = self.left < other.right and other.left < self.right
-        return across and self.top < other.bottom and other.top < self.bottom
+    shape: str = "circle"
 
 
 @dataclass(frozen=True)
 class Scales:
-    """From data to SVG units: x by its logarithm, y linear."""
+    """From data to SVG units: x by its logarithm, y linear; `bottom` is the place of the x axis."""
 
     x_low: float
     x_high: float
     y_low: float
     y_high: float
+    bottom: float
 
     def x(self, value: float) -> float:
         """Horizontal place of a value > 0."""
@@ -55,7 +46,7 @@ class Scales:
 
     def y(self, share: float) -> float:
         """Vertical place of a share."""
-        return BOTTOM - (BOTTOM - TOP) * (share - self.y_low) / (self.y_high - self.y_low)
+        return self.bottom - (self.bottom - TOP) * (share - self.y_low) / (self.y_high - self.y_low)
 
 
 def scatter(
@@ -72,19 +63,19 @@ def scatter(
     """
     scales = _scales(points, line)
     parts = [*_axes(scales, x_title, y_title, tick)]
-    taken, bars = [_marker_box(p, scales) for p in points], [_bar_box(p, scales) for p in points]
+    area = Box(LEFT + 2, TOP - 4, RIGHT, scales.bottom - 2)
+    labels = Labels(area, [_marker_box(p, scales) for p in points], [_bar_box(p, scales) for p in points])
     if line is not None:
-        y = scales.y(line.y.value)
         parts += _level(line, scales)
-        taken.append(Box(LEFT, y - 1, RIGHT, y + 1))
-        parts.append(_place_level_label(line, y, taken, bars))
+        place = labels.along(scales.y(line.y.value), line.name)
+        parts.append(f'<text class="teacher" x="{place.left:.1f}" y="{place.top + 12:.1f}">{escape(line.name)}</text>')
     for point in points:
         parts.append(_mark(point, scales))
     for point in sorted(points, key=lambda p: (-p.y.value, p.x)):
-        parts.append(_place_label(point, scales, taken, bars))
+        parts.append(_label(point, scales, labels))
     label = escape(f"{y_title} against {x_title}", quote=True)
     body = "\n".join(parts)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">\n{body}\n</svg>'
+    return f'<svg viewBox="0 0 {WIDTH} {scales.bottom + FOOT}" role="img" aria-label="{label}">\n{body}\n</svg>'
 
 
 def _scales(points: Sequence[Point], line: Point | None) -> Scales:
@@ -96,7 +87,8 @@ def _scales(points: Sequence[Point], line: Point | None) -> Scales:
     if y_low == y_high:
         y_low, y_high = max(0.0, y_low - step), min(1.0, y_high + step)
     spread = 1.6 if max(xs) > 3 * min(xs) else 3.0
-    return Scales(min(xs) / spread, max(xs) * spread, y_low, y_high)
+    height = HEIGHT + HEIGHT_PER_POINT * max(0, len(points) - FEW_POINTS)
+    return Scales(min(xs) / spread, max(xs) * spread, y_low, y_high, height - FOOT)
 
 
 def y_step(extent: float) -> float:
@@ -121,14 +113,16 @@ def _axes(scales: Scales, x_title: str, y_title: str, tick: Callable[[float], st
         y = scales.y(share)
         yield f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         yield f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * share:.0f}</text>'
-    yield f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{BOTTOM}" y2="{BOTTOM}"/>'
+    bottom = scales.bottom
+    yield f'<line class="axis" x1="{LEFT}" x2="{RIGHT}" y1="{bottom}" y2="{bottom}"/>'
     for value in log_ticks(scales.x_low, scales.x_high):
         x = scales.x(value)
-        yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{BOTTOM}" y2="{BOTTOM + 4}"/>'
-        yield f'<text class="tick" x="{x:.1f}" y="{BOTTOM + 19}" text-anchor="middle">{escape(tick(value))}</text>'
+        yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
+        x, anchor = (x, "middle") if x < RIGHT - TICK_ROOM else (WIDTH, "end")
+        yield f'<text class="tick" x="{x:.1f}" y="{bottom + 19}" text-anchor="{anchor}">{escape(tick(value))}</text>'
     middle = (LEFT + RIGHT) / 2
-    yield f'<text class="title" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_title)}</text>'
-    centre = (TOP + BOTTOM) / 2
+    yield f'<text class="title" x="{middle}" y="{bottom + FOOT - 8}" text-anchor="middle">{escape(x_title)}</text>'
+    centre = (TOP + bottom) / 2
     yield (
         f'<text class="title" x="11" y="{centre}" text-anchor="middle" transform="rotate(-90 11 {centre})">'
         f"{escape(y_title)}</text>"
@@ -149,14 +143,14 @@ def _mark(point: Point, scales: Scales) -> str:
     y, top, bottom = (scales.y(share) for share in (point.y.value, point.y.high, point.y.low))
     d = r + 1.5
     shapes = {
-        "floor": f'<path d="M{x:.1f} {y - r:.1f} l{r} {2 * r} h{-2 * r} z"/>',
-        "base": f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}"/>',
-        "artifact1": f'<path d="M{x:.1f} {y - d:.1f} l{d} {d} l{-d} {d} l{-d} {-d} z"/>',
+        "circle": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>',
+        "triangle": f'<path d="M{x:.1f} {y - r:.1f} l{r} {2 * r} h{-2 * r} z"/>',
+        "square": f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}"/>',
+        "diamond": f'<path d="M{x:.1f} {y - d:.1f} l{d} {d} l{-d} {d} l{-d} {-d} z"/>',
     }
-    shape = shapes.get(point.style, f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>')
     told = f"{point.name}: {100 * point.y.value:.1f} % [{100 * point.y.low:.1f}, {100 * point.y.high:.1f}]"
     bar = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>'
-    return f'<g class="mark {point.style}"><title>{escape(told)}</title>{bar}{shape}</g>'
+    return f'<g class="mark {point.style}"><title>{escape(told)}</title>{bar}{shapes[point.shape]}</g>'
 
 
 def _marker_box(point: Point, scales: Scales) -> Box:
@@ -169,58 +163,12 @@ def _bar_box(point: Point, scales: Scales) -> Box:
     return Box(x - 2, scales.y(point.y.high), x + 2, scales.y(point.y.low))
 
 
-def _place_level_label(line: Point, y: float, taken: list[Box], bars: list[Box]) -> str:
-    """Text just above or below the level, at the end where nothing lies."""
-    width = text_width(line.name)
-    places = [(left, top) for top in (y - 3 - LINE_HEIGHT, y + 3) for left in (LEFT + 4, RIGHT - width - 4)]
-    left, top = _first_free(places, width, taken, bars)
-    taken.append(_text_box(left, top, width))
-    return f'<text class="teacher" x="{left:.1f}" y="{top + 12:.1f}">{escape(line.name)}</text>'
-
-
-def _place_label(point: Point, scales: Scales, taken: list[Box], bars: list[Box]) -> str:
-    """The point's name at the nearest free place beside it, with a thin line to it when that is not next to it."""
-    x, y, width = scales.x(point.x), scales.y(point.y.value), text_width(point.name)
-    left, top = _first_free(list(_places(x, y, width)), width, taken, bars)
-    taken.append(_text_box(left, top, width))
-    # the edge that faces the point is the text's anchor, so that a guess of its width does no harm
-    edge, anchor = (left, "start") if left > x else (left + width, "end")
+def _label(point: Point, scales: Scales, labels: Labels) -> str:
+    """The point's name, with a thin line to it when that is not next to it."""
+    place = labels.beside(scales.x(point.x), scales.y(point.y.value), point.name)
     leader = ""
-    if abs(top + LINE_HEIGHT / 2 - y) > LINE_HEIGHT / 2 or abs(edge - x) > NEAR + 1:
-        near = edge - 2 if left > x else edge + 2
-        leader = f'<line class="leader" x1="{x:.1f}" y1="{y:.1f}" x2="{near:.1f}" y2="{top + LINE_HEIGHT / 2:.1f}"/>'
-    place = f'x="{edge:.1f}" y="{top + 12:.1f}" text-anchor="{anchor}"'
-    return f'{leader}<text class="name {point.style}" {place}>{escape(point.name)}</text>'
-
-
-def _places(x: float, y: float, width: float) -> Iterator[tuple[float, float]]:
-    """(left, top) of a label, nearest first: right or left of the point, then higher and lower."""
-    for shift in sorted(range(-200, 201, 8), key=abs):
-        for gap in (NEAR, FAR):
-            yield x + gap, y - LINE_HEIGHT / 2 + shift
-            yield x - gap - width, y - LINE_HEIGHT / 2 + shift
-
-
-def _first_free(
-    places: Sequence[tuple[float, float]], width: float, taken: Sequence[Box], bars: Sequence[Box]
-) -> tuple[float, float]:
-    """The first place that is free; if none is, the first across bars; if none is, the first."""
-    for obstacles in ([*taken, *bars], taken):
-        for place in places:
-            if _free(_text_box(*place, width), obstacles):
-                return place
-    return places[0]
-
-
-def _free(box: Box, taken: Sequence[Box]) -> bool:
-    inside = box.left >= LEFT + 2 and box.right <= RIGHT and box.top >= TOP - 4 and box.bottom <= BOTTOM - 2
-    return inside and not any(box.overlaps(other) for other in taken)
-
-
-def _text_box(left: float, top: float, width: float) -> Box:
-    return Box(left, top, left + width, top + LINE_HEIGHT)
-
-
-def text_width(text: str) -> float:
-    """Upper guess of a label's width in SVG units; the font is the reader's."""
-    return LETTER_WIDTH * len(text)
+    if place.leader is not None:
+        x1, y1, x2, y2 = place.leader
+        leader = f'<line class="leader" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+    where = f'x="{place.x:.1f}" y="{place.top + 12:.1f}" text-anchor="{place.anchor}"'
+    return f'{leader}<text class="name {point.style}" {where}>{escape(place.text)}</text>'

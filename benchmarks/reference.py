@@ -1,16 +1,16 @@
-"""What a bundle says of its test rows: gold, the teacher's answers, and those of the other systems. Runs no model."""
+"""What bundles say of their test rows: gold, the teacher's answers, and those of the other systems. Runs no model."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgestill.benchmarks.entrants import Entrant, shared_task
 from edgestill.benchmarks.measure import Measurement
 from edgestill.runtime import manifest
-from edgestill.runtime.bundle import Bundle
 from edgestill.runtime.errors import EdgestillError
 
-SYSTEM_NAMES = {"base": "base", "floor": "floor", "student": "student torch"}
+KINDS = ("base", "floor", "student")
 AT_BUILD, HERE, RECORDED = "when the bundle was built", "here", "recorded"
 
 
@@ -18,8 +18,9 @@ AT_BUILD, HERE, RECORDED = "when the bundle was built", "here", "recorded"
 class Answers:
     """What one system answered on all N test rows, in their order, and what it took.
 
-    `latencies_ms` may hold more than N samples (repeats) or none. `import_s`, `first_request_ms` and
-    `rss_after_load_bytes` are known for artifacts only.
+    `student` names the student that it belongs to, None for the teacher and the floor. `latencies_ms` may hold more
+    than N samples (repeats) or none. `import_s`, `first_request_ms` and `rss_after_load_bytes` are known for artifacts
+    only.
     """
 
     name: str
@@ -35,14 +36,21 @@ class Answers:
     first_request_ms: float | None = None
     rss_after_load_bytes: int | None = None
     api_usd_per_1000_requests: float | None = 0.0
+    student: str | None = None
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The N test rows; `gold` is None when the recipe had none; `systems` are base, floor and the student in torch."""
+    """The N test rows; `gold` is None when the recipe had none.
+
+    `systems` are the base of every student, the floor, and every student in torch; `labels` are the task's, `none` is
+    the one of them that means none of these, if one does.
+    """
 
     row_ids: tuple[str, ...]
     gold: tuple[str, ...] | None
+    labels: tuple[str, ...]
+    none: str | None
     teacher: Answers
     systems: tuple[Answers, ...]
     dataset_sha256: str
@@ -53,13 +61,15 @@ class Reference:
         return self.gold or self.teacher.labels
 
 
-def read_reference(folder: Path, bundle: Bundle) -> Reference:
-    """Read the folder `reference` of a bundle.
+def read_reference(entrants: Sequence[Entrant]) -> Reference:
+    """Read the folders `reference` of all bundles as one; rows and teacher are those of the first.
 
     Raises:
-        EdgestillError: no test rows, gold on some rows only, or answers that do not cover the rows.
+        EdgestillError: bundles that are not judged alike, no test rows, gold on some rows only, or answers that do not
+            cover the rows.
     """
-    place = folder / "reference"
+    task, first = shared_task(entrants), entrants[0]
+    place = first.folder / "reference"
     rows = list(manifest.read_jsonl(place / "test.jsonl"))
     if not rows:
         raise EdgestillError(f"{place / 'test.jsonl'} has no rows", "build the bundle again with test rows")
@@ -68,11 +78,14 @@ def read_reference(folder: Path, bundle: Bundle) -> Reference:
     known = sum(label is not None for label in gold)
     if known not in (0, len(gold)):
         raise EdgestillError(f"{known} of {len(gold)} test rows have gold, wanted all or none", "mend the data")
+    systems = [answers for entrant in entrants for answers in _systems(entrant, row_ids)]
     return Reference(
         row_ids=row_ids,
         gold=gold if known else None,
-        teacher=_teacher(place / "teacher.jsonl", row_ids, bundle.teacher),
-        systems=tuple(_systems(place / "predictions.jsonl", row_ids)),
+        labels=tuple(task.label_names),
+        none=task.none,
+        teacher=_teacher(place / "teacher.jsonl", row_ids, first.bundle.teacher),
+        systems=tuple(_one_floor(systems)),
         dataset_sha256=manifest.sha256_file(place / "test.jsonl"),
     )
 
@@ -92,16 +105,19 @@ def _teacher(path: Path, row_ids: Sequence[str], teacher: Mapping[str, Any]) -> 
     )
 
 
-def _systems(path: Path, row_ids: Sequence[str]) -> Iterable[Answers]:
+def _systems(entrant: Entrant, row_ids: Sequence[str]) -> Iterable[Answers]:
+    path = entrant.folder / "reference" / "predictions.jsonl"
+    names = {"base": entrant.base_name, "floor": "floor", "student": f"{entrant.title} torch"}
     by_system: dict[str, list[dict[str, Any]]] = {}
     for record in manifest.read_jsonl(path):
         by_system.setdefault(record["system"], []).append(record)
-    for kind in (kind for kind in SYSTEM_NAMES if kind in by_system):
+    for kind in (kind for kind in KINDS if kind in by_system):
         records = _in_order(by_system[kind], row_ids, f"{path} ({kind})")
         peaks = [r["peak_rss_bytes"] for r in records if r["peak_rss_bytes"] is not None]
         yield Answers(
-            name=SYSTEM_NAMES[kind],
+            name=names[kind],
             kind=kind,
+            student=None if kind == "floor" else entrant.bundle.student,
             labels=tuple(r["label"] for r in records),
             latencies_ms=tuple(float(r["latency_ms"]) for r in records if r["latency_ms"] is not None),
             measured=AT_BUILD,
@@ -112,17 +128,30 @@ def _systems(path: Path, row_ids: Sequence[str]) -> Iterable[Answers]:
         )
 
 
-def artifact_answers(measurement: Measurement, row_ids: Sequence[str]) -> Answers:
-    """A measurement in the same form as the systems of the reference.
+def _one_floor(systems: Sequence[Answers]) -> Iterable[Answers]:
+    """All systems by their kind; of the floors, which bundles of one run have alike, the first."""
+    floors = [answers for answers in systems if answers.kind == "floor"]
+    for kind in KINDS:
+        if kind != "floor":
+            yield from (answers for answers in systems if answers.kind == kind)
+        elif floors:
+            differ = len({answers.labels for answers in floors}) > 1
+            note = f"{floors[0].note} (of the first bundle; another holds other answers)" if differ else floors[0].note
+            yield replace(floors[0], note=note)
+
+
+def artifact_answers(entrant: Entrant, measurement: Measurement, row_ids: Sequence[str]) -> Answers:
+    """A measurement of the entrant in the same form as the systems of the reference.
 
     Raises:
         EdgestillError: the measurement is of other rows.
     """
     first_round = ({"row_id": r.row_id, "label": r.label} for r in measurement.requests if r.round == 0)
-    records = _in_order(first_round, row_ids, f"the measurement of {measurement.engine}")
+    records = _in_order(first_round, row_ids, f"the measurement of {entrant.call(measurement.engine)}")
     return Answers(
-        name=f"student {measurement.engine.upper()} {measurement.quantization}",
+        name=f"{entrant.title} {measurement.engine.upper()} {measurement.quantization}",
         kind="artifact",
+        student=entrant.bundle.student,
         labels=tuple(r["label"] for r in records),
         latencies_ms=tuple(r.latency_ms for r in measurement.requests if r.latency_ms is not None),
         measured=HERE,

@@ -9,6 +9,7 @@ from edgestill.benchmarks import plot, tables
 from edgestill.benchmarks.report import Report, System
 
 TERMINAL_COLUMNS = 110
+HUES = 6  # colours in report.html.jinja
 
 
 def markdown(report: Report) -> str:
@@ -25,18 +26,44 @@ def html(report: Report) -> str:
 
 
 def terminal_table(report: Report) -> str:
-    """Verdicts and the main table in at most 110 columns, without colour."""
+    """The choice, the main table and the verdicts on the main artifact in at most 110 columns, without colour."""
     table = _terminal_cells(report)
     widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
     widths[0] = min(widths[0], TERMINAL_COLUMNS - sum(widths[1:]) - 2 * (len(widths) - 1))
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in (table.header, *table.rows)]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    told = [textwrap.fill(line, TERMINAL_COLUMNS, subsequent_indent="  ") for line in verdicts(report)]
+    choice = textwrap.wrap(tables.choice_sentence(report), TERMINAL_COLUMNS, subsequent_indent="  ")
+    first = [*choice, ""] if choice else []
+    told = [textwrap.fill(line, TERMINAL_COLUMNS, subsequent_indent="  ") for _, line in telling_verdicts(report)]
     if any(row[0].endswith("*") for row in table.rows):
         lines.append("* time and memory as taken when the bundle was built")
     if report.conditions.contended:
         lines.append(tables.contention_note(report))
-    return "\n".join([*lines, "", *told])
+    return "\n".join([*first, *lines, "", *told])
+
+
+def main_artifact(report: Report) -> System:
+    """The artifact that a report speaks of first.
+
+    Of one student its first artifact; of several the chosen one, or the best artifact when the floor was chosen.
+    """
+    artifacts = [s for s in report.systems if s.kind == "artifact"]
+    if len(report.students) == 1:
+        return artifacts[0]
+    chosen = [s for s in artifacts if report.choice is not None and s.name == report.choice.chosen]
+    return (chosen or sorted(artifacts, key=lambda s: -_judged_value(report, s)))[0]
+
+
+def _judged_value(report: Report, system: System) -> float:
+    share = tables.judged_share(report, system)
+    return 0.0 if share is None else share.value
+
+
+def telling_verdicts(report: Report) -> list[tuple[str, str]]:
+    """(outcome, sentence) of every comparison; with several students of those of the main artifact alone."""
+    main, alone = main_artifact(report).name, len(report.students) == 1
+    told = zip(report.comparisons, verdicts(report), strict=True)
+    return [(c.outcome, said) for c, said in told if alone or c.a == main]
 
 
 def verdicts(report: Report) -> list[str]:
@@ -45,7 +72,7 @@ def verdicts(report: Report) -> list[str]:
 
 
 def headline(report: Report, main: System) -> str:
-    """What the first artifact is worth: against the floor and against the teacher, as far as they were compared."""
+    """What the main artifact is worth: against the floor and against the teacher, as far as they were compared."""
     told = [(c.b, said) for c, said in zip(report.comparisons, verdicts(report), strict=True) if c.a == main.name]
     telling = [said for opponent, said in told if opponent in ("floor", "teacher")]
     return " ".join(
@@ -61,10 +88,11 @@ def plots(report: Report) -> list[tuple[str, str]]:
     size_points = _points(report, {s.name: s.bytes for s in report.systems}, star=False)
     time_points = _points(report, {s.name: s.latency_p50_ms for s in report.systems}, star=True)
     level = _teacher_level(report)
+    lacking = " Bases and students in torch are in the table." if len(report.students) > 1 else ""
     found = []
     if size_points:
         svg = plot.scatter(size_points, level, "bytes on disk (log)", f"{share} %", _bytes_tick)
-        found.append((f"{share.capitalize()} against size. Further left and higher is better.", svg))
+        found.append((f"{share.capitalize()} against size. Further left and higher is better.{lacking}", svg))
     if time_points:
         svg = plot.scatter(time_points, level, "p50 latency (log)", f"{share} %", _ms_tick)
         star = " * timed when the bundle was built." if any(p.name.endswith("*") for p in time_points) else ""
@@ -73,14 +101,28 @@ def plots(report: Report) -> list[tuple[str, str]]:
 
 
 def _points(report: Report, xs: dict[str, int | None] | dict[str, float | None], star: bool) -> list[plot.Point]:
-    artifacts = [s.name for s in report.systems if s.kind == "artifact"]
+    """The systems whose x is known; of several students only what runs on the device, or nobody could read it."""
+    several = len(report.students) > 1
     points = []
     for system in report.systems:
         x, y = xs[system.name], tables.judged_share(report, system)
-        if x and y is not None and system.kind != "teacher":
-            style = f"artifact{min(1, artifacts.index(system.name))}" if system.kind == "artifact" else system.kind
-            points.append(plot.Point(tables.marked(system) if star else system.name, style, x, y))
+        left_out = system.kind == "teacher" or (system.kind in ("base", "student") and several)
+        if x and y is not None and not left_out:
+            style, shape = _look(report, system)
+            points.append(plot.Point(tables.marked(system) if star else system.name, style, x, y, shape))
     return points
+
+
+def _look(report: Report, system: System) -> tuple[str, str]:
+    """(CSS classes, shape) of a system's point: a colour for each student, or for each artifact of a single one."""
+    if system.kind in ("floor", "base"):
+        return "", "triangle" if system.kind == "floor" else "square"
+    if system.kind == "student":
+        return "hue0", "circle"
+    own = [s.name for s in report.systems if s.kind == "artifact" and s.student == system.student]
+    number = own.index(system.name)
+    hue = number if len(report.students) == 1 else report.students.index(system.student or "")
+    return f"hue{hue % HUES} full", "circle" if number == 0 else "diamond"
 
 
 def _teacher_level(report: Report) -> plot.Point | None:
@@ -104,17 +146,23 @@ def _ms_tick(value: float) -> str:
 
 def _view(report: Report) -> dict[str, object]:
     """What both templates get: the report, its tables and its sentences."""
-    main = next(s for s in report.systems if s.kind == "artifact")
+    main, alone = main_artifact(report), len(report.students) == 1
+    first, second = headline(report, main), tables.choice_sentence(report)
+    if not alone and second:
+        first, second = second, ""  # the verdicts below it say what the headline would
     return {
         "report": report,
-        "headline": headline(report, main),
-        "verdicts": list(zip((c.outcome for c in report.comparisons), verdicts(report), strict=True)),
+        "title": f"{report.name}: {'student' if alone else 'students'} against teacher",
+        "headline": first,
+        "second": second,
+        "verdicts": telling_verdicts(report),
         "main": main,
         "contention": tables.contention_note(report) if report.conditions.contended else "",
         "tiles": _tiles(report, main),
         "systems": tables.systems_table(report),
         "comparisons": tables.comparisons_table(report),
         "labels": tables.labels_table(report),
+        "none_table": tables.none_table(report),
         "details": tables.details_table(report),
         "conditions": tables.conditions_table(report),
         "notes": tables.notes(report),
@@ -122,7 +170,7 @@ def _view(report: Report) -> dict[str, object]:
 
 
 def _tiles(report: Report, main: System) -> list[tuple[str, str, str]]:
-    """(name, number, small print) of the first artifact."""
+    """(name, number, small print) of the main artifact."""
     teacher = next(s for s in report.systems if s.kind == "teacher")
     share = tables.judged_share(report, main)
     n = report.conditions.rows

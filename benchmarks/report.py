@@ -1,14 +1,17 @@
-"""The report as data: systems, comparisons, recall by label, conditions. Draws nothing and runs no model."""
+"""The report as data: systems, comparisons, choice, recall by label, conditions. Draws nothing and runs no model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgestill.benchmarks.measure import Measurement
+from edgestill.benchmarks.choice import Choice, best_of, candidates_of, choose
+from edgestill.benchmarks.entrants import Entrant, read_entrants
+from edgestill.benchmarks.measure import Measurement, joint_sha256
+from edgestill.benchmarks.recall import LabelRecall, NoneOfThese, none_of_these, recall_by_label
 from edgestill.benchmarks.reference import RECORDED, Answers, Reference, artifact_answers, read_reference
 from edgestill.benchmarks.verdict import Comparison, compare_all
 from edgestill.runtime import metrics
-from edgestill.runtime.bundle import MANIFEST_NAME, Bundle, load_bundle
+from edgestill.runtime.bundle import MANIFEST_NAME
 from edgestill.runtime.device import Device
 from edgestill.runtime.errors import EdgestillError
 from edgestill.runtime.manifest import sha256_file
@@ -22,14 +25,16 @@ CONTENDED_PSI_PERCENT = 10.0
 class System:
     """One row of the table; what is not known is None, never 0.
 
-    `accuracy` is against gold, None without gold; `agreement` is with the teacher's labels, None for the teacher;
-    `macro_f1` is against gold, or without gold against the teacher's labels. `latency_reason` says why a percentile is
-    None. `measured` says where and when time and memory were taken. No price is paid per request to run a local
-    system, so theirs is 0.0; energy is not measured.
+    `student` names the student that it belongs to, None for the teacher and the floor. `accuracy` is against gold, None
+    without gold; `agreement` is with the teacher's labels, None for the teacher; `macro_f1` is against gold, or without
+    gold against the teacher's labels. `latency_reason` says why a percentile is None. `measured` says where and when
+    time and memory were taken. No price is paid per request to run a local system, so theirs is 0.0; energy is not
+    measured.
     """
 
     name: str
     kind: str
+    student: str | None
     note: str
     measured: str
     accuracy: Estimate | None
@@ -50,20 +55,11 @@ class System:
 
 
 @dataclass(frozen=True)
-class LabelRecall:
-    """The rows whose right label is `label`: how many (`n`), and which share each system found; None for n = 0."""
-
-    label: str
-    n: int
-    recall: dict[str, Estimate | None]
-
-
-@dataclass(frozen=True)
 class Conditions:
     """What the numbers hold for.
 
     `requests` and `rounds` are the timed requests and the passes over the rows by system; `contended` is None where
-    the machine does not tell how long tasks waited.
+    the machine does not tell how long tasks waited; `build_versions` are those of each student's bundle.
     """
 
     threads: int
@@ -73,24 +69,30 @@ class Conditions:
     page_cache: str
     psi_cpu_some_avg10: float | None
     contended: bool | None
-    build_versions: dict[str, str]
+    build_versions: dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All of report.json. `judged_by` is gold or teacher; `bundle_sha256` of bundle.json continues its chain."""
+    """All of report.json. `judged_by` is gold or teacher; `bundle_sha256` of each bundle.json continues its chain.
 
-    schema: str = "edge-report/1"
+    Schema 2 holds several students: `bundle_sha256` and the versions at build are by student, and a system names its
+    student. It also holds `choice`, None with a single candidate, and `none`, None for a task without such a label.
+    """
+
+    schema: str = "edge-report/2"
     name: str
     created: str
     inputs_sha256: str
-    bundle_sha256: str
+    bundle_sha256: dict[str, str]
     dataset_sha256: str
     judged_by: str
     teacher_license_note: str
     systems: tuple[System, ...]
+    choice: Choice | None
     comparisons: tuple[Comparison, ...]
     labels: tuple[LabelRecall, ...]
+    none: NoneOfThese | None
     device: Device
     conditions: Conditions
 
@@ -99,38 +101,47 @@ class Report:
         """Whether answers were judged by gold labels, and not by the teacher's."""
         return self.judged_by == "gold"
 
+    @property
+    def students(self) -> tuple[str, ...]:
+        """Names of the students, one a bundle."""
+        return tuple(self.bundle_sha256)
 
-def build_report(folder: Path, measurements: Sequence[Measurement], device: Device, created: str) -> Report:
-    """Compare what was measured with what the bundle's reference holds.
+
+def build_report(folders: Sequence[Path], measurements: Sequence[Measurement], device: Device, created: str) -> Report:
+    """Compare what was measured with what the reference of the bundles holds.
 
     Args:
-        folder: the bundle.
-        measurements: one an artifact, all made from this bundle on this device.
+        folders: the bundles, each of another student.
+        measurements: one an artifact, by bundle, all made from these bundles on this device.
         device: the machine of the measurements.
         created: UTC time, ISO 8601.
 
     Raises:
-        EdgestillError: no measurement, or answers that do not cover the test rows.
+        EdgestillError: bundles that cannot be compared, no measurement, or answers that do not cover the test rows.
     """
+    entrants = read_entrants(folders)
+    by_student = {entrant.bundle.student: entrant for entrant in entrants}
     if not measurements:
-        raise EdgestillError(f"{folder} has no artifact to measure", "build the bundle again")
-    bundle = load_bundle(folder)
-    reference = read_reference(folder, bundle)
-    artifacts = [artifact_answers(m, reference.row_ids) for m in measurements]
+        raise EdgestillError(f"nothing was measured of {folders[0]}", "run the same command again")
+    reference = read_reference(entrants)
+    artifacts = [artifact_answers(by_student[m.student], m, reference.row_ids) for m in measurements]
+    candidates = candidates_of(reference, artifacts)
     rows = (reference.teacher, *reference.systems, *artifacts)
     return Report(
-        name=bundle.name,
+        name=" and ".join(dict.fromkeys(entrant.bundle.name for entrant in entrants)),
         created=created,
-        inputs_sha256=measurements[0].inputs_sha256,
-        bundle_sha256=sha256_file(folder / MANIFEST_NAME),
+        inputs_sha256=joint_sha256(list(dict.fromkeys(m.inputs_sha256 for m in measurements))),
+        bundle_sha256={name: sha256_file(e.folder / MANIFEST_NAME) for name, e in by_student.items()},
         dataset_sha256=reference.dataset_sha256,
         judged_by="teacher" if reference.gold is None else "gold",
-        teacher_license_note=str(bundle.teacher.get("license_note") or ""),
+        teacher_license_note=str(entrants[0].bundle.teacher.get("license_note") or ""),
         systems=tuple(judge(answers, reference) for answers in rows),
-        comparisons=tuple(compare_all(reference, artifacts)),
-        labels=tuple(recall_by_label(reference, artifacts, _task_labels(measurements[0]))),
+        choice=choose(candidates, reference.truth),
+        comparisons=tuple(compare_all(reference, artifacts, best_of(candidates, reference.truth))),
+        labels=tuple(recall_by_label(reference, artifacts)),
+        none=none_of_these(reference, artifacts),
         device=device,
-        conditions=_conditions(bundle, measurements, artifacts, len(reference.row_ids)),
+        conditions=_conditions(entrants, measurements, artifacts, len(reference.row_ids)),
     )
 
 
@@ -142,6 +153,7 @@ def judge(answers: Answers, reference: Reference) -> System:
     return System(
         name=answers.name,
         kind=answers.kind,
+        student=answers.student,
         note=answers.note,
         measured=answers.measured,
         accuracy=None if reference.gold is None else _share_equal(answers.labels, reference.gold),
@@ -177,22 +189,8 @@ def _latency(answers: Answers) -> tuple[float | None, float | None, str | None]:
     return p50, p90, f"{len(samples)} timed requests, wanted {fewest}" if p90 is None else None
 
 
-def recall_by_label(reference: Reference, artifacts: Sequence[Answers], labels: Sequence[str]) -> Iterator[LabelRecall]:
-    """One line a label, the task's first: recall of the artifacts, and of the teacher where gold judges."""
-    judged = [*artifacts] if reference.gold is None else [reference.teacher, *artifacts]
-    for label in dict.fromkeys((*labels, *sorted(set(reference.truth)))):
-        where = [i for i, wanted in enumerate(reference.truth) if wanted == label]
-        found = {a.name: metrics.wilson(sum(a.labels[i] == label for i in where), len(where)) for a in judged}
-        yield LabelRecall(label, len(where), found)
-
-
-def _task_labels(measurement: Measurement) -> list[str]:
-    """The task's labels in its order: every answer has a probability for each."""
-    return list(measurement.requests[0].probabilities or {})
-
-
 def _conditions(
-    bundle: Bundle, measurements: Sequence[Measurement], artifacts: Sequence[Answers], rows: int
+    entrants: Sequence[Entrant], measurements: Sequence[Measurement], artifacts: Sequence[Answers], rows: int
 ) -> Conditions:
     psi = max((m.psi_cpu_some_avg10 for m in measurements if m.psi_cpu_some_avg10 is not None), default=None)
     return Conditions(
@@ -203,5 +201,5 @@ def _conditions(
         page_cache="as found: no cold load was attempted",
         psi_cpu_some_avg10=psi,
         contended=None if psi is None else psi > CONTENDED_PSI_PERCENT,
-        build_versions=bundle.versions,
+        build_versions={entrant.bundle.student: entrant.bundle.versions for entrant in entrants},
     )

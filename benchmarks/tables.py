@@ -97,6 +97,16 @@ def labels_table(report: Report) -> Table:
     return Table(("label", "n", *(f"{name} %" for name in names)), tuple(rows))
 
 
+def none_table(report: Report) -> Table | None:
+    """One row a system: of the rows that are none of these and of the others, the percent it called none of these."""
+    none = report.none
+    if none is None:
+        return None
+    header = ("system", f"found, of {none.n} such rows %", f"false alarms, of {none.n_other} other rows %")
+    rows = [(name, percent(found), percent(none.false_alarms[name])) for name, found in none.recall.items()]
+    return Table(header, tuple(rows))
+
+
 def conditions_table(report: Report) -> Table:
     """Name and value of everything that the numbers hold for."""
     device, conditions = report.device, report.conditions
@@ -117,8 +127,8 @@ def conditions_table(report: Report) -> Table:
         ("others waiting for the processor", contended if psi is None else f"{psi:g} % of the time ({contended})"),
         ("energy", "not measured"),
         ("versions here", _versions(device.packages)),
-        ("versions at build", _versions(conditions.build_versions)),
-        ("bundle.json sha256", report.bundle_sha256),
+        ("versions at build", _by_student({k: _versions(v) for k, v in conditions.build_versions.items()})),
+        ("bundle.json sha256", _by_student(report.bundle_sha256)),
         ("test rows sha256", report.dataset_sha256),
     )
     return Table(("condition", "value"), rows)
@@ -126,6 +136,13 @@ def conditions_table(report: Report) -> Table:
 
 def _versions(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+
+
+def _by_student(values: dict[str, str]) -> str:
+    """What all students have alike is said once."""
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return "; ".join(f"{student}: {value}" for student, value in values.items())
 
 
 def _by_system(counts: dict[str, int]) -> str:
@@ -160,7 +177,7 @@ def details_table(report: Report) -> Table:
 
 def notes(report: Report) -> list[str]:
     """Sentences without which the numbers would mislead."""
-    found = [_judging_note(report), _test_note(report), *_time_notes(report)]
+    found = [_judging_note(report), _test_note(report), *_choice_note(report), *_time_notes(report)]
     found.append(
         "API USD per 1,000 is what the teacher's API asks for 1,000 such requests; nothing is paid per request for the "
         "others. Energy and the device itself are not priced."
@@ -169,6 +186,30 @@ def notes(report: Report) -> list[str]:
         found.append(contention_note(report))
     found.append(f'"{UNKNOWN}" means not measured or not known. MB are 1,000,000 bytes.')
     return found
+
+
+def choice_sentence(report: Report) -> str:
+    """Which system to take and what it may cost in points; empty where there was nothing to choose from."""
+    choice = report.choice
+    if choice is None:
+        return ""
+    told = {s.name: f"{s.name} ({_worth(report, s)})" for s in report.systems}
+    if choice.difference is None:
+        cheaper = choice.candidates[: choice.candidates.index(choice.chosen)]
+        rest = f"all that is cheaper is shown to be worse: {_listed(cheaper)}" if cheaper else "nothing is cheaper"
+        return f"The {told[choice.best]} is the best, and {rest}."
+    return (
+        f"Cheapest not shown to be worse than the best: {told[choice.chosen]}; the best is {told[choice.best]}. "
+        f"With {report.conditions.rows} rows it may yet be up to {100 * (choice.may_lose or 0):.1f} points worse."
+    )
+
+
+def _worth(report: Report, system: System) -> str:
+    """Such as "91.2 %, 3.10 ms, 24.0 MB"."""
+    share, p50 = judged_share(report, system), system.latency_p50_ms
+    right = UNKNOWN if share is None else f"{100 * share.value:.1f} %"
+    time = "latency not known" if p50 is None else f"{short(p50)} ms"
+    return f"{right}, {time}, {'size not known' if system.bytes is None else short(system.bytes, 1e6) + ' MB'}"
 
 
 def contention_note(report: Report) -> str:
@@ -196,6 +237,13 @@ def _test_note(report: Report) -> str:
         f"corrected for the {len(report.comparisons)} comparisons. A difference counts as shown when p < 0.05 and the "
         "interval leaves 0 out. No difference shown does not mean equal: the interval says how far apart they may be."
     )
+
+
+def _choice_note(report: Report) -> Iterator[str]:
+    if report.choice is not None:
+        count = len(report.choice.candidates) - 1
+        tests = "the one test against it is" if count == 1 else f"the {count} tests against it are"
+        yield f"{report.choice.rule} The best was picked on these same rows, and {tests} not corrected either."
 
 
 def _time_notes(report: Report) -> Iterator[str]:

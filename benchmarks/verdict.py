@@ -29,17 +29,21 @@ class Comparison:
     verdict: str
 
 
-def compare_all(reference: Reference, artifacts: Sequence[Answers]) -> Iterator[Comparison]:
-    """Every artifact against floor, teacher, base and the student in torch, as far as the bundle has them.
+def compare_all(reference: Reference, artifacts: Sequence[Answers], best: Answers) -> Iterator[Comparison]:
+    """Every artifact against floor, teacher, and the base and torch of its own student, as far as a bundle has them.
 
-    Judged by gold; without gold by the teacher's labels, and then the teacher itself is no opponent: it would always
-    be right.
+    Students meet each other only where one may matter: every artifact against `best`, when that is another student's
+    artifact. Judged by gold; without gold by the teacher's labels, and then the teacher itself is no opponent: it would
+    always be right.
     """
-    others = {answers.kind: answers for answers in (reference.teacher, *reference.systems)}
     for artifact in artifacts:
+        own = (reference.teacher, *(s for s in reference.systems if s.student in (None, artifact.student)))
+        others = {answers.kind: answers for answers in own}
         for kind in ("floor", "teacher", "base", "student"):
             if kind in others and not (kind == "teacher" and reference.gold is None):
                 yield compare(artifact, others[kind], reference.truth)
+        if best.student not in (None, artifact.student):
+            yield compare(artifact, best, reference.truth)
 
 
 def compare(a: Answers, b: Answers, truth: Sequence[str]) -> Comparison:

@@ -71,7 +71,12 @@ def annotations_inputs(
 ) -> str:
     """Hash of everything that the answers depend on; a price, a cap or a licence note is not among it."""
     rows = [(row.id, row.text, row.gold, row.split) for row in data.rows]
-    asked = [recipe.sha256("task", "data"), recipe.student.base, recipe.teacher.kind, recipe.teacher.model]
+    asked = [
+        recipe.sha256("task", "data"),
+        [student.base for student in recipe.students],
+        recipe.teacher.kind,
+        recipe.teacher.model,
+    ]
     by_hand = {name: dataclasses.astuple(one) for name, one in (corrections or {}).items()}
     return manifest.sha256_json([asked, list(recipe.teacher.redact), rows, fingerprint, by_hand])
 

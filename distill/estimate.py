@@ -11,7 +11,7 @@ from typing import Any
 
 from edgestill.distill.corrections import read_corrections
 from edgestill.distill.dataset import Dataset, Row, load_dataset
-from edgestill.distill.pipeline import Plan
+from edgestill.distill.plan import Plan, StudentPlan
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.recipe import resolve as resolve_path
 from edgestill.distill.teacher.budget import Tokens, bound_of, usd_text
@@ -123,11 +123,19 @@ def estimate(plan: Plan) -> Estimate:
         caps={name: str(value) for name, value in recipe.budget.model_dump(exclude_none=True).items()},
         prompt=asked.prompt,
         teacher=_teacher(plan),
-        student=f"{recipe.student.base}, LoRA rank {recipe.student.lora.r}, {recipe.train.objective}",
+        student="; ".join(map(_student, plan.students)),
         artifacts=[f"{name} {recipe.export.quantization}" for name in recipe.export.artifacts],
         against=list(recipe.bench.against),
         notes=[*_notes(recipe, data), *asked.notes, *_caps_in_the_way(recipe, asked)],
     )
+
+
+def _student(plan: StudentPlan) -> str:
+    section = plan.recipe.the_student
+    tuned = "all weights" if section.full_tuning else f"LoRA rank {section.lora.r}"
+    cut = f" cut to {section.layers} layers" if section.layers else ""
+    learns = "label+rationale" if plan.recipe.learns_rationale else "label"
+    return f"{section.base}{cut}, {section.kind}, {tuned}, {learns}"
 
 
 @dataclass
@@ -176,7 +184,7 @@ def _ask(plan: Plan, data: Dataset, rows: Sequence[Row]) -> _Asked:
     prompter, lookup = prompters[-1], cached_answers(cache_path())
     twice = asked_twice(data.rows, teacher.self_agreement_rows)
     count = functools.lru_cache(64)(  # the instruction is the same in every request
-        lambda text: len(plan.tokenizer.encode(text, add_special_tokens=False).ids) + TEMPLATE_TOKENS
+        lambda text: len(plan.students[0].tokenizer.encode(text, add_special_tokens=False).ids) + TEMPLATE_TOKENS
     )
     sure, votes, lengths, known = _Sum(), _Sum(), list[int](), 0
     voting = teacher.kind == "openai" and not prompter.dialect.logprobs

@@ -87,26 +87,48 @@ def _record(name: str, row: dict[str, Any], system: System, task: Task) -> dict[
 
 
 def _student(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]) -> System:
-    """Base plus adapter, merged in float32: the weights before any quantization."""
+    """The trained student in float32: the weights before any quantization."""
     del pairs
     start = time.perf_counter()
     import torch
-    from peft import PeftModel
-
-    from edgestill.distill.torch_session import TorchSession
-    from edgestill.distill.train import load_causal
 
     torch.set_num_threads(usable_cores())
-    model = PeftModel.from_pretrained(load_causal(base, torch.float32), str(student / "adapter")).merge_and_unload()
-    tokenizer, session = load_tokenizer(student), TorchSession(model, MAX_PROMPT_TOKENS)
-    token_ids = [label.token_id for label in task.labels]
+    logits_of, model, note = (_encoder if task.is_head else _decoder)(student, base)
+    tokenizer, token_ids = load_tokenizer(student), [label.token_id for label in task.labels]
 
     def predict(text: str) -> list[float]:
-        session.forget()  # as the device does: nothing is kept from the request before
-        ids = task.encode(tokenizer, text)
-        return [float(p) for p in decode.label_probabilities(session.logits(ids), token_ids)]
+        with torch.inference_mode():
+            logits = logits_of(task.encode(tokenizer, text))
+        return [float(p) for p in decode.label_probabilities(logits, token_ids)]
 
-    return System(predict, _weights_bytes(model), time.perf_counter() - start, "float32, base plus adapter merged")
+    return System(predict, _weights_bytes(model), time.perf_counter() - start, note)
+
+
+def _decoder(student: Path, base: Base) -> tuple[Callable[[list[int]], Any], Any, str]:
+    """(token ids -> logits, model, what it is): base plus adapter, merged."""
+    import torch
+    from peft import PeftModel
+
+    from edgestill.distill.causal import load_causal
+    from edgestill.distill.torch_session import TorchSession
+
+    model = PeftModel.from_pretrained(load_causal(base, torch.float32), str(student / "adapter")).merge_and_unload()
+    session = TorchSession(model, MAX_PROMPT_TOKENS)
+
+    def logits_of(ids: list[int]) -> Any:
+        session.forget()  # as the device does: nothing is kept from the request before
+        return session.logits(ids)
+
+    return logits_of, model, "float32, base plus adapter merged"
+
+
+def _encoder(student: Path, base: Base) -> tuple[Callable[[list[int]], Any], Any, str]:
+    """(token ids -> logits, model, what it is): the encoder as it was trained."""
+    del base
+    from edgestill.distill.encoder import load_encoder
+
+    model = load_encoder(student / "model")
+    return lambda ids: model.logits(ids).numpy(), model, "float32, encoder with classification head"
 
 
 def _base(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]) -> System:
@@ -114,8 +136,8 @@ def _base(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]) -
     start = time.perf_counter()
     import torch
 
+    from edgestill.distill.causal import load_causal
     from edgestill.distill.torch_session import TorchSession
-    from edgestill.distill.train import load_causal
 
     torch.set_num_threads(usable_cores())
     model = load_causal(base, torch.float32)

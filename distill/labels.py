@@ -21,11 +21,13 @@ def build_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
 
     `answer: path` lets the first token of each label's name answer for it and needs these tokens to differ;
     `answer: token` gives each label a vocabulary token of its own, written before the name. `auto` takes path where
-    it can.
+    it can. An encoder answers with its head: an output a label.
 
     Raises:
         UsageError: `answer: path` with labels that begin alike, or more labels than there are answer tokens.
     """
+    if recipe.the_student.kind == "encoder":
+        return _head_task(recipe, base, tokenizer)
     names = list(recipe.task.labels)
     first = first_token_ids(tokenizer, [" " + name for name in names])
     distinct = len(set(first)) == len(first)
@@ -57,6 +59,35 @@ def build_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
         bos_token_id=_bos_token_id(tokenizer),
         eos_token_id=_eos_token_id(base, tokenizer),
         redact=recipe.teacher.redact,
+        none=recipe.task.none,
+    )
+
+
+def _head_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
+    """The task of an encoder: the special tokens that its tokenizer puts around a text, and no words to write.
+
+    A text may be as long as the recipe says and the encoder's table of positions lets it.
+    """
+    around = tokenizer.encode("").ids
+    config = read_config(base)
+    first_position = 0 if config.get("model_type") == "bert" else int(config.get("pad_token_id") or 0) + 1
+    room = int(config.get("max_position_embeddings", 512)) - first_position - len(around)
+    if len(around) != 2:
+        raise UsageError(f"student.base puts {len(around)} special tokens around a text, wanted 2", "name an encoder")
+    return Task(
+        kind=recipe.task.kind,
+        instruction=recipe.task.instruction,
+        labels=tuple(Label(name, text, i, "") for i, (name, text) in enumerate(recipe.task.labels.items())),
+        text=recipe.data.text,
+        answer="head",
+        answer_suffix="",
+        rationale_suffix=None,
+        max_text_tokens=min(recipe.data.max_text_tokens, room),
+        too_long=recipe.data.too_long,
+        bos_token_id=around[0],
+        eos_token_id=around[1],
+        redact=recipe.teacher.redact,
+        none=recipe.task.none,
     )
 
 

@@ -27,7 +27,7 @@ def token_losses(logits: torch.Tensor, packed: Packed) -> torch.Tensor:
 
 
 def label_rationale_loss(
-    logits: torch.Tensor, packed: Packed, rationale_weight: float
+    logits: torch.Tensor, packed: Packed, rationale_weight: float, mass: tuple[float, float] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(1 - w) * mean CE over label tokens + w * mean CE over rationale tokens, in nats.
 
@@ -39,19 +39,21 @@ def label_rationale_loss(
         logits: (N, V), one row for each position that carries loss, in the order of `packed.targets`.
         packed: targets, tasks, weights and soft targets.
         rationale_weight: w in [0, 1).
+        mass: what the whole batch holds, when `packed` is a part of it: weight of all label tokens, number of all
+            rationale tokens. The losses of the parts then add up to that of the batch.
 
     Returns:
         (loss, parts): the scalar to minimise and a detached (2,) tensor of label and rationale loss; the latter is
-        nan without reasons.
+        nan when the batch has no reasons.
     """
     losses, is_label = token_losses(logits, packed), packed.tasks == 0
-    weights = packed.weights[is_label]
-    label = (losses[is_label] * weights).sum() / weights.sum()
-    reasons = losses[~is_label]
-    parts = torch.stack([label, reasons.mean()]).detach()
-    if len(reasons) == 0:
-        return label, parts
-    return (1 - rationale_weight) * label + rationale_weight * reasons.mean(), parts
+    label_mass, rationale_mass = mass or (float(packed.weights[is_label].sum()), float((~is_label).sum()))
+    label = (losses[is_label] * packed.weights[is_label]).sum() / label_mass
+    if rationale_mass == 0:
+        return label, torch.stack([label.detach(), torch.tensor(torch.nan)])
+    reasons = losses[~is_label].sum() / rationale_mass
+    loss = (1 - rationale_weight) * label + rationale_weight * reasons
+    return loss, torch.stack([label, reasons]).detach()
 
 
 def soft_target(

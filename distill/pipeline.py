@@ -3,73 +3,28 @@
 import dataclasses
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgestill.distill.annotate import MANIFEST_NAME as LEDGER_NAME
 from edgestill.distill.annotate import ROWS_NAME, accepted, annotate, annotations_inputs
-from edgestill.distill.base import TOKENIZER_FILES, Base, prepare_base, read_config
+from edgestill.distill.base import TOKENIZER_FILES
 from edgestill.distill.corrections import read_corrections
 from edgestill.distill.dataset import load_dataset
-from edgestill.distill.labels import build_task
+from edgestill.distill.evaluate import evaluate_system, predictions_path
 from edgestill.distill.ledger import Ledger
-from edgestill.distill.recipe import Recipe, read_recipe
+from edgestill.distill.plan import Plan, StudentPlan, with_base
+from edgestill.distill.recipe import read_recipe
 from edgestill.distill.run import MANIFEST_NAME as RUN_NAME
 from edgestill.distill.run import StudentRun
 from edgestill.distill.teacher.open import open_teacher, teacher_fingerprint
 from edgestill.runtime import manifest
-from edgestill.runtime.errors import EdgestillError, UsageError
-from edgestill.runtime.task import Task, load_tokenizer
+from edgestill.runtime.errors import EdgestillError
 
 Progress = Callable[[str, int, int], None]
 COPIED_FILES = (*TOKENIZER_FILES, "config.json", "generation_config.json")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A recipe with everything that can be known before a token is paid for or a weight is touched."""
-
-    recipe: Recipe
-    recipe_path: Path
-    base: Base
-    task: Task
-    tokenizer: Any
-
-    @property
-    def base_config(self) -> dict[str, Any]:
-        """The base's config.json, for whoever must know the family."""
-        return read_config(self.base)
-
-    def fits(self, text: str) -> bool:
-        """Whether the student can take a text whole, or may cut it."""
-        tokens = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return self.task.too_long != "refuse" or len(tokens) <= self.task.max_text_tokens
-
-
-def make_plan(recipe_path: Path) -> Plan:
-    """Read the recipe, prepare the base and settle the task.
-
-    Raises:
-        EdgestillError: a bad recipe, a missing base, labels that cannot be told apart.
-    """
-    recipe = read_recipe(recipe_path)
-    base = prepare_base(recipe.student.base, recipe_path.parent)
-    tokenizer = load_tokenizer(Path(base.folder))
-    return Plan(recipe, recipe_path, base, build_task(recipe, base, tokenizer), tokenizer)
-
-
-def check_permission(recipe: Recipe, strict: bool) -> None:
-    """Refuse, with `strict`, a teacher of whom nobody has said that a student may learn from its answers.
-
-    Raises:
-        UsageError: strict, and no `teacher.license_note`.
-    """
-    if strict and not (recipe.teacher.license_note or "").strip():
-        raise UsageError(
-            "teacher.license_note is missing, and --strict wants one",
-            "write down why a model may be trained on this teacher's answers: its licence, or the provider's terms",
-        )
+WEIGHTS_FOLDER = {"causal": "adapter", "encoder": "model"}
+IMPORTANCE_TEXTS = 64
 
 
 def run_annotate(plan: Plan, folder: Path, progress: Progress) -> tuple[tuple[Ledger, EdgestillError | None], bool]:
@@ -100,20 +55,13 @@ def _finished_ledger(folder: Path) -> Ledger | None:
         return None
 
 
-def run_train(plan: Plan, annotations: Path, folder: Path, progress: Progress) -> tuple[StudentRun, bool]:
+def run_train(plan: StudentPlan, annotations: Path, folder: Path, progress: Progress) -> tuple[StudentRun, bool]:
     """Train, evaluate, write the StudentRun into `folder`; (run, whether it was done already).
 
     Raises:
         EdgestillError: no finished annotations, or too few accepted rows.
     """
-    ledger = manifest.load(Ledger, annotations / LEDGER_NAME)
-    data, again = load_dataset(plan.recipe, plan.recipe_path), f"type: edgestill annotate {plan.recipe_path}"
-    corrections = read_corrections(plan.recipe, plan.recipe_path, data.rows)
-    fingerprint = teacher_fingerprint(plan.recipe, plan.recipe_path)
-    if ledger.inputs_sha256 != annotations_inputs(plan.recipe, data, fingerprint, corrections):
-        raise EdgestillError(f"{annotations} was made from another recipe or other data", again)
-    if ledger.pending:
-        raise EdgestillError(f"{ledger.pending} of {ledger.rows} rows are pending", again)
+    ledger = _finished_annotations(plan, annotations)
     inputs = _run_inputs(plan, ledger)
     if (folder / RUN_NAME).exists():
         run = manifest.load(StudentRun, folder / RUN_NAME)
@@ -121,17 +69,36 @@ def run_train(plan: Plan, annotations: Path, folder: Path, progress: Progress) -
             return run, True
     (folder / RUN_NAME).unlink(missing_ok=True)
     try:
-        training = _adapter(plan, annotations, folder, _adapter_inputs(plan, ledger), progress)
+        plan, training = _weights(plan, annotations, folder, _weights_inputs(plan, ledger), progress)
         _write_reference(plan, annotations, folder)
     except OSError as error:
         raise manifest.disk_error(folder, error) from error
-    _evaluate_all(plan, annotations, folder, inputs, progress)
+    _evaluate_all(plan, annotations, folder, ledger, inputs, progress)
     run = _finish(plan, ledger, training, folder, inputs)
     manifest.save(folder / RUN_NAME, run)
     return run, False
 
 
-def check_student(plan: Plan, annotations: Path, folder: Path) -> None:
+def assist_training(plan: StudentPlan, annotations: Path, folder: Path) -> None:
+    """The part of `run_train` that a process beside the first one takes part in; it writes nothing."""
+    ledger = _finished_annotations(plan, annotations)
+    _weights(plan, annotations, folder, _weights_inputs(plan, ledger), lambda *_: None)
+
+
+def _finished_annotations(plan: StudentPlan, annotations: Path) -> Ledger:
+    ledger = manifest.load(Ledger, annotations / LEDGER_NAME)
+    data, again = load_dataset(plan.recipe, plan.recipe_path), f"type: edgestill annotate {plan.recipe_path}"
+    corrections = read_corrections(plan.recipe, plan.recipe_path, data.rows)
+    fingerprint = teacher_fingerprint(plan.recipe, plan.recipe_path)
+    whole = read_recipe(plan.recipe_path)  # the annotations are of all its students
+    if ledger.inputs_sha256 != annotations_inputs(whole, data, fingerprint, corrections):
+        raise EdgestillError(f"{annotations} was made from another recipe or other data", again)
+    if ledger.pending:
+        raise EdgestillError(f"{ledger.pending} of {ledger.rows} rows are pending", again)
+    return ledger
+
+
+def check_student(plan: StudentPlan, annotations: Path, folder: Path) -> None:
     """Refuse a student that an earlier state of this recipe or of its annotations made.
 
     Raises:
@@ -143,7 +110,7 @@ def check_student(plan: Plan, annotations: Path, folder: Path) -> None:
         raise EdgestillError(f"{folder} was made from another recipe", f"type: edgestill train {plan.recipe_path}")
 
 
-def _adapter_inputs(plan: Plan, ledger: Ledger) -> str:
+def _weights_inputs(plan: StudentPlan, ledger: Ledger) -> str:
     """Hash of everything the trained weights depend on."""
     sections = plan.recipe.sha256("task", "select", "student", "train")
     base = [manifest.sha256_file(p) for name in COPIED_FILES if (p := Path(plan.base.folder) / name).exists()]
@@ -151,35 +118,50 @@ def _adapter_inputs(plan: Plan, ledger: Ledger) -> str:
     return manifest.sha256_json([sections, ledger.rows_sha256, weights, dataclasses.asdict(plan.task)])
 
 
-def _run_inputs(plan: Plan, ledger: Ledger) -> str:
+def _run_inputs(plan: StudentPlan, ledger: Ledger) -> str:
     """Hash of everything the run depends on: its weights, what it is compared with, what its manifest says."""
     sections = plan.recipe.sha256("name", "teacher", "bench")
-    return manifest.sha256_json([_adapter_inputs(plan, ledger), sections, ledger.usd_per_1000_requests])
+    return manifest.sha256_json([_weights_inputs(plan, ledger), sections, ledger.usd_per_1000_requests])
 
 
-def _adapter(plan: Plan, annotations: Path, folder: Path, inputs: str, progress: Progress) -> Any:
-    """The finished adapter of these inputs: kept from an interrupted run, or trained now."""
-    from edgestill.distill.train import FACTS_NAME, Training, train_student
+def _weights(
+    plan: StudentPlan, annotations: Path, folder: Path, inputs: str, progress: Progress
+) -> tuple[StudentPlan, Any]:
+    """The plan with the base that was trained, and the training: kept from an interrupted run, or done now."""
+    from edgestill.distill.train import CHECKPOINT_NAME, FACTS_NAME, Training, train_student
 
-    place = folder / "adapter"
-    if (place / FACTS_NAME).exists():
-        training = manifest.load(Training, place / FACTS_NAME)
-        if training.inputs_sha256 == inputs:
-            return training
-    (place / FACTS_NAME).unlink(missing_ok=True)  # first: a folder that is half deleted must not look whole
-    shutil.rmtree(folder, ignore_errors=True)
     pairs, dev = accepted(annotations, "train"), accepted(annotations, "dev")
     if not pairs or not dev:
         raise EdgestillError(
             f"{len(pairs)} training and {len(dev)} development rows have a usable answer, wanted at least 1 of each",
             "look at the rejections in annotations.json and mend the data or the teacher",
         )
-    folder.mkdir(parents=True)
+    plan = _cut(plan, [row.text for row, _ in pairs[:IMPORTANCE_TEXTS]])
+    place = folder / WEIGHTS_FOLDER[plan.kind]
+    if (place / FACTS_NAME).exists():
+        training = manifest.load(Training, place / FACTS_NAME)
+        if training.inputs_sha256 == inputs:
+            return plan, training
+    if not (place / CHECKPOINT_NAME).exists():
+        (place / FACTS_NAME).unlink(missing_ok=True)  # first: a folder that is half deleted must not look whole
+        shutil.rmtree(folder, ignore_errors=True)
+    place.mkdir(parents=True, exist_ok=True)
     told = lambda done, total: progress("train", done, total)  # noqa: E731
-    return train_student(plan.recipe, plan.base, plan.task, plan.tokenizer, pairs, dev, place, inputs, told)
+    training = train_student(plan.recipe, plan.base, plan.task, plan.tokenizer, pairs, dev, place, inputs, told)
+    return plan, training
 
 
-def _write_reference(plan: Plan, annotations: Path, folder: Path) -> None:
+def _cut(plan: StudentPlan, texts: list[str]) -> StudentPlan:
+    """The plan with the shallower base that the recipe wants, if it wants one."""
+    section = plan.recipe.the_student
+    if section.layers is None:
+        return plan
+    from edgestill.distill.cut import cut_base
+
+    return with_base(plan, cut_base(plan.base, section.layers, section.keep, texts))
+
+
+def _write_reference(plan: StudentPlan, annotations: Path, folder: Path) -> None:
     """Task, tokenizer and config files, and the rows that the report needs."""
     for name in COPIED_FILES:
         source = Path(plan.base.folder) / name
@@ -196,11 +178,11 @@ def _write_reference(plan: Plan, annotations: Path, folder: Path) -> None:
     manifest.write_jsonl(folder / "teacher.jsonl", [dataclasses.asdict(answer) for _, answer in test])
 
 
-def _evaluate_all(plan: Plan, annotations: Path, folder: Path, inputs: str, progress: Progress) -> None:
+def _evaluate_all(
+    plan: StudentPlan, annotations: Path, folder: Path, ledger: Ledger, inputs: str, progress: Progress
+) -> None:
     """predictions.jsonl, from one process a system; a system that an interrupted run has finished is not run again."""
-    from edgestill.distill.evaluate import evaluate_system, predictions_path
-
-    names = ["student", *(name for name in ("base", "floor") if name in plan.recipe.bench.against)]
+    names = _systems(plan)
     stamp = folder / "evaluated.txt"
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != inputs:
         for name in names:
@@ -208,7 +190,9 @@ def _evaluate_all(plan: Plan, annotations: Path, folder: Path, inputs: str, prog
         manifest.write_text_atomic(stamp, inputs)
     for number, name in enumerate(names):
         progress("evaluate", number, len(names))
-        if not predictions_path(folder, name).exists():
+        if name == "floor" and plan.place:
+            _shared_floor(plan, annotations, folder, ledger)
+        elif not predictions_path(folder, name).exists():
             evaluate_system(name, folder, annotations)
     progress("evaluate", len(names), len(names))
     records = [record for name in names for record in manifest.read_jsonl(predictions_path(folder, name))]
@@ -217,13 +201,32 @@ def _evaluate_all(plan: Plan, annotations: Path, folder: Path, inputs: str, prog
         path.unlink()
 
 
-def _finish(plan: Plan, ledger: Ledger, training: Any, folder: Path, inputs: str) -> StudentRun:
+def _systems(plan: StudentPlan) -> list[str]:
+    """What runs on the test rows in torch or scikit-learn: an untrained head or a base with a hole cannot answer."""
+    section, against = plan.recipe.the_student, plan.recipe.bench.against
+    can_answer = {"base": section.kind == "causal" and section.layers is None, "floor": True}
+    return ["student", *(name for name in ("base", "floor") if name in against and can_answer[name])]
+
+
+def _shared_floor(plan: StudentPlan, annotations: Path, folder: Path, ledger: Ledger) -> None:
+    """The floor does not know the student: it is run once for all students of a recipe."""
+    key = manifest.sha256_json([ledger.rows_sha256, plan.recipe.sha256("task")])[:16]
+    shared, own = annotations.parent / f"floor-{key}.jsonl", predictions_path(folder, "floor")
+    if not shared.exists():
+        evaluate_system("floor", folder, annotations)
+        shutil.copyfile(own, shared.with_suffix(".partial"))
+        shared.with_suffix(".partial").rename(shared)
+    shutil.copyfile(shared, own)
+
+
+def _finish(plan: StudentPlan, ledger: Ledger, training: Any, folder: Path, inputs: str) -> StudentRun:
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     teacher = plan.recipe.teacher
     return StudentRun(
-        name=plan.recipe.name,
+        name=f"{plan.recipe.name}-{plan.place}".rstrip("-"),
+        student=plan.name,
         inputs_sha256=inputs,
-        recipe_sha256=plan.recipe.sha256(),
+        recipe_sha256=plan.recipe_sha256,
         annotations_sha256=ledger.rows_sha256,
         recipe=plan.recipe.model_dump(mode="json"),
         base=dataclasses.asdict(plan.base),

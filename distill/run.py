@@ -3,7 +3,8 @@
 Layout of runs/NAME/student:
     student.json          the manifest, written last
     task.json             what is asked and how it is answered
-    adapter/              LoRA weights (peft) and training.json
+    adapter/              a decoder's LoRA weights (peft) and training.json
+    model/                or an encoder's weights, head and training.json
     dev.jsonl, test.jsonl rows: id, text, and for test rows gold or null
     teacher.jsonl         the teacher's answers on the test rows, for the report only
     predictions.jsonl     base, floor and student on the test rows, run with torch and scikit-learn
@@ -24,7 +25,7 @@ class StudentRun:
     """The manifest `student.json`.
 
     `base` is a `distill.base.Base` as a mapping; `training` is what the loop measured; `files` maps the names above to
-    their SHA-256.
+    their SHA-256; `student` is what this one is called among those of its recipe.
     """
 
     name: str
@@ -37,6 +38,7 @@ class StudentRun:
     training: dict[str, Any]
     rows: dict[str, int]
     files: dict[str, str]
+    student: str = "student"
     schema: str = "edgestill-student/1"
 
 

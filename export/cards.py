@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from edgestill.distill.run import StudentRun
 from edgestill.export.architecture import read_shape
+from edgestill.export.build import Build
 from edgestill.export.grid import Grid
 from edgestill.runtime.task import Task
 
 CARD = """---
 license: {license}
 base_model: {base}
-tags: [edgestill, onnx, gguf, text-classification, distillation]
+tags: [edgestill, {tags}, text-classification, distillation]
 ---
 # {name}
 
@@ -23,7 +23,7 @@ A small student distilled by edgestill from the teacher **{teacher}** ({teacher_
 - Base: `{base}`, weights {weights_note}, tokenizer {tokenizer_origin}.
 - Trained on {train} rows with the teacher's labels{reasons}; {dev} rows held out for development,
   {test} for the report.
-- {parameters:,} parameters at {bits:.2f} bits a weight on one grid; {formats} hold exactly these numbers.
+- {parameters:,} parameters at {bits:.2f} bits a weight on one grid; {formats} exactly these numbers.
 - Results are in the report of this build; the rows and the predictions behind them lie in `reference/`.
 
 ## Use
@@ -33,16 +33,17 @@ from edgestill.runtime import load
 student = load("path/to/this/folder")
 print(student.predict("{example}"))
 ```
-Other programs: onnxruntime-genai loads this folder; llama.cpp loads `gguf/`. The prompt is the text followed by
-`{suffix}`; the answer is the text that follows.
+Other programs: {others}
 """
 
 
-def model_card(run: StudentRun, task: Task, grid: Grid, formats: list[str], example: str) -> str:
-    """README.md of the bundle."""
+def model_card(build: Build, grid: Grid, example: str, others: str) -> str:
+    """README.md of the bundle; `others` is the sentence about other programs."""
+    run, task, engines = build.run, build.task, build.artifacts
     return CARD.format(
         license=run.base.get("license") or "other",
         base=run.base["spec"],
+        tags=", ".join(engines),
         name=run.name,
         instruction=task.instruction,
         labels=", ".join(task.label_names),
@@ -57,9 +58,9 @@ def model_card(run: StudentRun, task: Task, grid: Grid, formats: list[str], exam
         reasons=" and reasons" if task.rationale_suffix else "",
         parameters=grid.parameters,
         bits=grid.bits_per_weight,
-        formats=" and ".join(formats),
+        formats=" and ".join(map(str.upper, engines)) + (" hold" if len(engines) > 1 else " holds"),
         example=example.replace('"', "'"),
-        suffix=task.answer_suffix.encode("unicode_escape").decode(),
+        others=others,
     )
 
 

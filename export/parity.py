@@ -5,14 +5,16 @@ published layout for ONNX. Needs no torch.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgestill.export import bert
 from edgestill.export.architecture import gguf_name, gguf_row_order, read_shape, tensor_names
+from edgestill.export.build import Reader
 from edgestill.export.grid import BLOCK, Floats, Grid
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import GateFailed
@@ -26,17 +28,22 @@ MAX_MARGIN_FLIPPED = 0.25
 TOKENIZER_PROBES = 4_000
 
 
-def check_same_numbers(grid: Grid, onnx_path: Path | None, gguf_path: Path | None) -> dict[str, Any]:
-    """Every tensor of both files, dequantized, equals the grid's; array-equal, no tolerance.
+def check_same_numbers(grid: Grid, files: Mapping[str, tuple[Path | None, Reader]]) -> dict[str, Any]:
+    """Every tensor of every file, dequantized, equals the grid's; array-equal, no tolerance.
+
+    Args:
+        grid: what was written.
+        files: for each engine its file, None where none was built, and how it is read back.
 
     Raises:
         GateFailed: names the first tensor that differs.
     """
     wanted = {name: tensor.dequantize() for name, tensor in grid.tensors.items()}
-    for path, read in ((onnx_path, read_onnx), (gguf_path, read_gguf)):
+    for path, read in files.values():
         if path is not None:
             _compare(wanted, dict(read(path, grid.config)), path)
-    return {"tensors": len(wanted), "onnx": onnx_path is not None, "gguf": gguf_path is not None, "max_difference": 0.0}
+    compared = {engine: path is not None for engine, (path, _) in files.items()}
+    return {"tensors": len(wanted), **compared, "max_difference": 0.0}
 
 
 def check_files_agree(onnx_path: Path, gguf_path: Path, config: dict[str, Any]) -> int:
@@ -96,8 +103,27 @@ def read_onnx(path: Path, config: dict[str, Any]) -> Iterator[tuple[str, Floats]
             yield name, array
 
 
+def read_onnx_encoder(path: Path, config: dict[str, Any]) -> Iterator[tuple[str, Floats]]:
+    """(Hugging Face name, float32 values) of every tensor of an encoder's file; joined ones are parted, all alike.
+
+    Constants of the graph that are no tensor of the model are left out.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    known = set(bert.tensor_names(bert.read_shape(config), dense=True))
+    arrays = {i.name: numpy_helper.to_array(i) for i in onnx.load_model(str(path)).graph.initializer}
+    for name, array in arrays.items():
+        stem = name.removesuffix(".codes")
+        parts = stem.split("+")
+        if known.issuperset(parts):
+            values = array if stem == name else _nbits(array, arrays[f"{stem}.scales_f16"])
+            yield from zip(parts, np.split(values, len(parts)), strict=True)
+
+
 def _nbits(packed: NDArray[np.uint8], scales: NDArray[np.float16]) -> Floats:
-    """MatMulNBits without zero points: (code - 2^(bits-1)) * scale; packed (N, blocks, 32 * bits / 8)."""
+    """MatMulNBits without zero points: (code - 2^(bits-1)) * scale; packed (N, blocks * 32 * bits / 8) in any shape."""
+    packed = packed.reshape(*scales.shape, -1)
     if packed.shape[-1] == BLOCK:
         codes = packed.astype(np.float32) - 128
     else:

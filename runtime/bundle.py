@@ -3,11 +3,11 @@
 Layout (a Hugging Face hub repository at its root):
     bundle.json               the manifest, written last
     README.md                 model card
-    config.json, generation_config.json, genai_config.json, tokenizer files
+    config.json, tokenizer files; generation_config.json, genai_config.json for a student that writes
     task.json                 what is asked and how it is answered
     golden.jsonl              inputs with the answers of the trained weights: text, label, probabilities
     onnx/model_q4.onnx        one artifact
-    gguf/model-q4_0.gguf      the other, from the same grid
+    gguf/model-q4_0.gguf      the other, from the same grid; not for an encoder
     reference/                test rows, the teacher's answers and the predictions made with torch
 """
 
@@ -39,7 +39,7 @@ class Bundle:
     """The manifest `bundle.json`.
 
     `files` maps each relative path to its SHA-256; `chain` holds the hashes of the recipe and of every parent
-    manifest; `parity` holds what the gates measured at build time.
+    manifest; `parity` holds what the gates measured at build time; `student` is its name among the recipe's students.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Bundle:
     rows: dict[str, int]
     context_tokens: int
     parameters: int
+    student: str = "student"
     schema: str = "edgestill-bundle/1"
 
 

@@ -70,41 +70,67 @@ def build(recipe: RecipeFile, out: Out = None, as_json: Json = False, strict: St
         raise stopped
     stages.train()
     stages.export()
-    report = stages.bench(stages.folder / "bundle")
-    _answer_report(as_json, report, stages.folder / "bundle")
+    _answer_report(as_json, stages.bench(stages.bundles), stages.bundles[0])
 
 
 @app.command()
 def train(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
     """Train the student on the teacher's answers. Then run it, the base and the floor on the test rows."""
     stages = Stages(recipe, out)
-    run = stages.train()
-    text = f"{run.name}: agrees with the teacher on {run.training['dev_agreement']:.1%} of {run.rows['dev']} dev rows"
-    answer(as_json, dataclasses.asdict(run), text, f"edgestill export {recipe}{stages.out_flag}")
+    runs = stages.train()
+    text = "\n".join(
+        f"{r.name}: agrees with the teacher on {r.training['dev_agreement']:.1%} of {r.rows['dev']} dev rows"
+        for r in runs
+    )
+    answer(as_json, _one_or("students", runs), text, f"edgestill export {recipe}{stages.out_flag}")
 
 
 @app.command()
 def export(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
     """Write ONNX and GGUF from one grid. Merge, round, write, pass the gates, lay out the bundle."""
     stages = Stages(recipe, out)
-    bundle = stages.export()
-    lines = "\n".join(f"{a.path}  {a.bytes / 1e6:.1f} MB  {a.quantization}" for a in bundle.artifacts)
-    answer(as_json, dataclasses.asdict(bundle), lines, f"edgestill bench {stages.folder / 'bundle'}")
+    found = stages.export()
+    paths = " ".join(str(path) for path in stages.bundles)
+    artifacts = [(place, a) for place, bundle in zip(stages.bundles, found, strict=True) for a in bundle.artifacts]
+    lines = [f"{_from_run(stages, place, a.path)}  {a.bytes / 1e6:.1f} MB  {a.quantization}" for place, a in artifacts]
+    answer(as_json, _one_or("bundles", found), "\n".join(lines), f"edgestill bench {paths}")
 
 
 @app.command()
 def bench(
-    target: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle, or the recipe it came from.")],
+    targets: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Folders of bundles, or the recipe they came from.")
+    ],
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a bundle on this machine. Compare it with the teacher, the base and the floor."""
-    if target.suffix in (".yaml", ".yml"):
-        stages = Stages(target, out)
-        bundle = stages.folder / "bundle"
+    """Measure bundles on this machine. Compare them with the teacher, the base and the floor."""
+    if targets[0].suffix in (".yaml", ".yml"):
+        if len(targets) > 1:
+            raise UsageError(f"a recipe and {len(targets) - 1} more", "name one recipe, or bundles")
+        stages = Stages(targets[0], out)
+        bundles = stages.bundles
     else:
-        stages, bundle = Stages(None, out or target.resolve().parent), target
-    _answer_report(as_json, stages.bench(bundle), bundle)
+        stages, bundles = Stages(None, out or _run_of(targets)), targets
+    _answer_report(as_json, stages.bench(bundles), bundles[0])
+
+
+def _run_of(bundles: list[Path]) -> Path:
+    """The run that bundles lie in: the folder around one, the folder around the students' folders of several."""
+    around = [bundle.resolve().parent for bundle in bundles]
+    return around[0] if len(around) == 1 else around[0].parent
+
+
+def _one_or(name: str, manifests: list[Any]) -> dict[str, Any]:
+    """The manifest of a recipe with one student; a list under `name` when there are several."""
+    found = [dataclasses.asdict(one) for one in manifests]
+    return found[0] if len(found) == 1 else {name: found}
+
+
+def _from_run(stages: Stages, bundle: Path, path: str) -> str:
+    """An artifact's path in its bundle, after the student's folder when there are several."""
+    student = bundle.parent.relative_to(stages.folder).as_posix()
+    return path if student == "." else f"{student}/bundle/{path}"
 
 
 @app.command()

@@ -46,6 +46,15 @@ def wilson(successes: int, n: int) -> Estimate | None:
     return Estimate(p, max(0.0, centre - half), min(1.0, centre + half))
 
 
+def unseen_share(n: int) -> float:
+    """The share of all cases that may be so although none of n >= 1 rows is: the upper end of `wilson(0, n)`.
+
+    For a paired difference without a discordant row it is the end of Tango's score interval (Tango 1998), where a
+    bootstrap interval has no width.
+    """
+    return Z_95**2 / (n + Z_95**2)
+
+
 def macro_f1(truth: Sequence[str], predicted: Sequence[str], seed: int = 0) -> Estimate | None:
     """Mean F1 over the labels that occur in truth or prediction, with a bootstrap percentile interval over rows.
 

@@ -1,4 +1,4 @@
-"""The ONNX engine: onnxruntime on the CPU with explicit key/value tensors. Only onnxruntime and numpy."""
+"""The ONNX engine: onnxruntime on the CPU, decoders with explicit key/value tensors. Only onnxruntime and numpy."""
 
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,7 @@ class OnnxSession(Session):
             EdgestillError: the file is not a graph that onnxruntime can open.
         """
         super().__init__(max_tokens)
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        try:
-            self._graph: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise EdgestillError(f"onnxruntime cannot open {path}: {str(error).splitlines()[0]}") from None
+        self._graph = _open(path, threads)
         pasts = [i for i in self._graph.get_inputs() if i.name.startswith("past_key_values.")]
         self._past_names = [i.name for i in pasts]
         self._output_names = ["logits", *(n.replace("past_key_values", "present") for n in self._past_names)]
@@ -55,3 +46,39 @@ class OnnxSession(Session):
             logits, *past = self._graph.run(self._output_names, feeds)
         self._past = past
         return np.asarray(logits[0, -1], np.float32)
+
+
+class OnnxEncoderSession(Session):
+    """An encoder graph: the whole text goes in, the head's outputs come out, nothing is kept.
+
+    Inputs: input_ids, attention_mask (B, T). Output: logits (B, L). Here B is 1, so nothing is padded.
+    """
+
+    reuses_prefix = False
+
+    def __init__(self, path: Path, threads: int, max_tokens: int) -> None:
+        """Open the graph at `path` with `threads` intra-op threads.
+
+        Raises:
+            EdgestillError: the file is not a graph that onnxruntime can open.
+        """
+        super().__init__(max_tokens)
+        self._graph = _open(path, threads)
+
+    def _continue(self, kept: int, ids: list[int]) -> Logits:
+        assert kept == 0
+        feeds = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
+        return np.asarray(self._graph.run(["logits"], feeds)[0][0], np.float32)
+
+
+def _open(path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise EdgestillError(f"onnxruntime cannot open {path}: {str(error).splitlines()[0]}") from None

@@ -1,4 +1,4 @@
-"""One model in memory that continues token ids: what every engine must do, and the reuse of a shared prefix.
+"""One model in memory that answers token ids: what every engine must do, and the reuse of a shared prefix.
 
 Does not know prompts, labels or text; `decode` builds on this and nothing else.
 """
@@ -21,13 +21,15 @@ class Session(ABC):
     label trie pays only for its branches. Not thread-safe; `Student` holds the lock.
     """
 
+    reuses_prefix = True  # False where every token sees those after it, so that no state outlives the call
+
     def __init__(self, max_tokens: int) -> None:
         """`max_tokens` is the longest sequence the session accepts."""
         self.max_tokens = max_tokens
         self._held: list[int] = []
 
     def logits(self, ids: Sequence[int]) -> Logits:
-        """Logits of the token after `ids`, shape (V,) float32.
+        """Logits of the token after `ids`, shape (V,) float32; of an encoder's L outputs, (L,).
 
         Raises:
             EdgestillError: no ids, or more than `max_tokens`.
@@ -39,7 +41,7 @@ class Session(ABC):
                 f"{len(ids)} tokens, but the session holds at most {self.max_tokens}",
                 "shorten it or load with max_tokens=",
             )
-        shared = min(_common_prefix(self._held, ids), len(ids) - 1)
+        shared = min(_common_prefix(self._held, ids), len(ids) - 1) if self.reuses_prefix else 0
         self._held = []  # when the engine fails below, its state is not trusted again
         result = self._continue(shared, list(ids[shared:]))
         self._held = list(ids)

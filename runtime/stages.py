@@ -3,6 +3,7 @@
 Part of the front door, because rooms do not import each other.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ class Stages:
         """Where the rows and their answers lie."""
         return self.folder / "annotations"
 
+    @property
+    def bundles(self) -> list[Path]:
+        """Where each student's bundle lies, in the order of the recipe."""
+        return [self.folder / student.place / "bundle" for student in self._plan.students]
+
     def annotate(self) -> tuple[Any, EdgestillError | None]:
         """The ledger, and why the teacher stopped before the end, if it did."""
         from edgestill.distill.pipeline import run_annotate
@@ -45,30 +51,44 @@ class Stages:
         )
         return result
 
-    def train(self) -> Any:
-        """The StudentRun's manifest."""
-        from edgestill.distill.pipeline import run_train
+    def train(self) -> list[Any]:
+        """The manifest of each StudentRun, in the order of the recipe."""
+        from edgestill.distill.pipeline import assist_training, run_train
+        from edgestill.distill.processes import process_index
 
-        student = self.folder / "student"
-        return self._timed(
-            "train", lambda tell: run_train(self._plan, self.annotations, student, tell), _tokens_trained
-        )
+        runs = []
+        for student in self._plan.students:
+            folder = self.folder / student.place / "student"
+            if process_index() > 0:
+                assist_training(student, self.annotations, folder)
+                continue
+            work = functools.partial(run_train, student, self.annotations, folder)
+            runs.append(self._timed(f"train {student.place}".strip(), work, _tokens_trained))
+        if process_index() > 0:
+            raise SystemExit(0)  # the first process writes and tells
+        return runs
 
-    def export(self) -> Any:
-        """The bundle's manifest."""
+    def export(self) -> list[Any]:
+        """The manifest of each bundle, in the order of the recipe."""
         from edgestill.distill.pipeline import check_student
         from edgestill.export.pack import run_export
+        from edgestill.export.plan import artifacts_of
 
-        section = self._plan.recipe.export.model_dump(mode="json")
-        student, bundle = self.folder / "student", self.folder / "bundle"
-        check_student(self._plan, self.annotations, student)
-        return self._timed("export", lambda tell: run_export(student, section, bundle, tell), _bytes_written)
+        bundles = []
+        for plan in self._plan.students:
+            place = self.folder / plan.place
+            check_student(plan, self.annotations, place / "student")
+            section = plan.recipe.export.model_dump(mode="json")
+            section["artifacts"] = list(artifacts_of(plan.kind, section["artifacts"]))
+            work = functools.partial(run_export, place / "student", section, place / "bundle")
+            bundles.append(self._timed(f"export {plan.place}".strip(), work, _bytes_written))
+        return bundles
 
-    def bench(self, bundle: Path) -> Any:
+    def bench(self, bundles: list[Path]) -> Any:
         """The report."""
         from edgestill.benchmarks.bench import run_bench
 
-        return self._timed("bench", lambda tell: run_bench(bundle, self.folder / "report", tell), _requests_timed)
+        return self._timed("bench", lambda tell: run_bench(bundles, self.folder / "report", tell), _requests_timed)
 
     def _timed(self, name: str, work: Callable[[Any], tuple[Any, bool]], tokens: Callable[[Any], str]) -> Any:
         from edgestill.runtime.progress import stage
@@ -80,12 +100,13 @@ class Stages:
 
 
 def _make_plan(recipe: Path, strict: bool) -> Any:
-    from edgestill.distill.pipeline import check_permission, make_plan
+    from edgestill.distill.plan import check_permission, make_plan
     from edgestill.export.plan import check_base
 
     plan = make_plan(recipe)
     check_permission(plan.recipe, strict)
-    check_base(plan.base_config)
+    for student in plan.students:
+        check_base(student.base_config, student.kind, student.recipe.export.artifacts)
     return plan
 
 

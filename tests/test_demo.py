@@ -74,7 +74,7 @@ def test_test_rows_never_reach_training(demo: Path) -> None:
 def test_the_chain_of_hashes_leads_from_the_report_to_the_recipe(demo: Path) -> None:
     report, bundle = read(demo / "report" / "report.json"), read(demo / "bundle" / "bundle.json")
     student, ledger = read(demo / "student" / "student.json"), read(demo / "annotations" / "annotations.json")
-    assert report["bundle_sha256"] == sha256_file(demo / "bundle" / "bundle.json")
+    assert report["bundle_sha256"] == {"student": sha256_file(demo / "bundle" / "bundle.json")}
     assert bundle["chain"]["student_sha256"] == sha256_file(demo / "student" / "student.json")
     assert student["annotations_sha256"] == ledger["rows_sha256"] == bundle["chain"]["annotations_sha256"]
     assert student["recipe_sha256"] == ledger["recipe_sha256"] == bundle["chain"]["recipe_sha256"]

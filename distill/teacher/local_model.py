@@ -104,8 +104,8 @@ class TransformersModel:
         from safetensors import SafetensorError
         from transformers import AutoTokenizer
 
+        from edgestill.distill.causal import load_causal
         from edgestill.distill.torch_session import TorchSession
-        from edgestill.distill.train import load_causal
 
         torch.set_num_threads(usable_cores())
         base = teacher_base(spec, relative_to)

@@ -1,7 +1,7 @@
-"""A bundle without model files, and measurements of it, written by hand: 40 rows, two labels."""
+"""Bundles without model files, and measurements of them, written by hand: 40 rows, two labels and one never given."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from edgestill.benchmarks.report import Report, build_report
 from edgestill.runtime import manifest
 from edgestill.runtime.bundle import Artifact, Bundle
 from edgestill.runtime.device import describe_device
+from edgestill.runtime.task import Label, Task
 
 ROWS = 40
 GOLD = ["yes", "no"] * (ROWS // 2)
@@ -30,12 +31,26 @@ class Handmade:
     measurement: Measurement
 
     def report(self) -> Report:
-        return build_report(self.folder, [self.measurement], describe_device(), "2026-11-21T00:00:00Z")
+        return joint_report([self])
+
+
+def joint_report(made: Sequence[Handmade]) -> Report:
+    """One report over several handmade bundles."""
+    folders, measurements = [m.folder for m in made], [m.measurement for m in made]
+    return build_report(folders, measurements, describe_device(), "2026-11-21T00:00:00Z")
+
+
+@pytest.fixture
+def joint() -> Callable[[Sequence[Handmade]], Report]:
+    return joint_report
 
 
 @pytest.fixture
 def handmade(tmp_path: Path) -> Callable[..., Handmade]:
-    """Write one; every argument is the labels of a system, `gold=None` a recipe without gold."""
+    """Write one; every argument is the labels of a system, `gold=None` a recipe without gold.
+
+    A bundle of another student lies in a folder of its name.
+    """
 
     def make(
         gold: Sequence[str] | None = tuple(GOLD),
@@ -44,20 +59,28 @@ def handmade(tmp_path: Path) -> Callable[..., Handmade]:
         artifact: Sequence[str] = tuple(with_mistakes([0, 1, 2, 3])),
         latencies_ms: Sequence[float | None] = tuple(float(i + 1) for i in range(ROWS)),
         name: str = "handmade",
+        student: str = "student",
+        base: Sequence[str] | None = None,
+        torch: Sequence[str] | None = None,
+        none: str | None = None,
+        size_bytes: int = 90_000_000,
     ) -> Handmade:
-        folder = tmp_path / "bundle"
-        _write_reference(folder / "reference", gold, teacher, floor)
+        folder = tmp_path / ("bundle" if student == "student" else student)
+        (folder / "bundle.json").unlink(missing_ok=True)
+        _write_reference(folder / "reference", gold, teacher, {"floor": floor, "base": base, "student": torch})
+        manifest.save(folder / "task.json", _task(none))
         files = {p.relative_to(folder).as_posix(): manifest.sha256_file(p) for p in folder.rglob("*") if p.is_file()}
-        manifest.save(folder / "bundle.json", _bundle(name, files))
-        return Handmade(folder, measurement(artifact, latencies_ms))
+        manifest.save(folder / "bundle.json", _bundle(name, student, files))
+        measured = measurement(artifact, latencies_ms, student)
+        return Handmade(folder, dataclasses.replace(measured, bytes=size_bytes))
 
     return make
 
 
-def measurement(labels: Sequence[str], latencies_ms: Sequence[float | None]) -> Measurement:
+def measurement(labels: Sequence[str], latencies_ms: Sequence[float | None], student: str = "student") -> Measurement:
     """One round over the rows with these answers and times."""
     requests = tuple(
-        Request("onnx", f"row-{i}", 0, label, {"yes": 0.5, "no": 0.5, "never": 0.0}, latency_ms, 7)
+        Request("onnx", f"row-{i}", 0, label, {"yes": 0.5, "no": 0.5, "never": 0.0}, latency_ms, 7, student)
         for i, (label, latency_ms) in enumerate(zip(labels, latencies_ms, strict=True))
     )
     return Measurement(
@@ -74,35 +97,54 @@ def measurement(labels: Sequence[str], latencies_ms: Sequence[float | None]) -> 
         peak_rss_bytes=300_000_000,
         psi_cpu_some_avg10=None,
         requests=requests,
+        student=student,
     )
 
 
 def _write_reference(
-    place: Path, gold: Sequence[str] | None, teacher: Sequence[str], floor: Sequence[str] | None
+    place: Path, gold: Sequence[str] | None, teacher: Sequence[str], systems: Mapping[str, Sequence[str] | None]
 ) -> None:
     ids = [f"row-{i}" for i in range(ROWS)]
     test = [{"id": row, "text": row, "gold": None if gold is None else gold[i]} for i, row in enumerate(ids)]
     manifest.write_jsonl(place / "test.jsonl", test)
     answers = [{"row_id": row, "label": teacher[i], "latency_ms": None} for i, row in enumerate(ids)]
     manifest.write_jsonl(place / "teacher.jsonl", answers)
-    floor_rows = [] if floor is None else [_prediction(row, floor[i], i) for i, row in enumerate(ids)]
-    manifest.write_jsonl(place / "predictions.jsonl", floor_rows)
+    found = {system: labels for system, labels in systems.items() if labels is not None}
+    rows = [_prediction(system, row, found[system][i], i) for system in found for i, row in enumerate(ids)]
+    manifest.write_jsonl(place / "predictions.jsonl", rows)
 
 
-def _prediction(row_id: str, label: str, number: int) -> dict[str, object]:
+def _prediction(system: str, row_id: str, label: str, number: int) -> dict[str, object]:
     return {
-        "system": "floor",
+        "system": system,
         "row_id": row_id,
         "label": label,
         "latency_ms": 0.5,
         "load_s": 0.01,
         "peak_rss_bytes": 1000 + number,
         "bytes": 500_000,
-        "note": "TF-IDF",
+        "note": "TF-IDF" if system == "floor" else "float32",
     }
 
 
-def _bundle(name: str, files: dict[str, str]) -> Bundle:
+def _task(none: str | None) -> Task:
+    return Task(
+        kind="classify",
+        instruction="Is it so?",
+        labels=tuple(Label(name, "", number, f" {name}") for number, name in enumerate(("yes", "no", "never"))),
+        text="{text}",
+        answer="path",
+        answer_suffix="\nAnswer:",
+        rationale_suffix=None,
+        max_text_tokens=64,
+        too_long="cut_tail",
+        bos_token_id=None,
+        eos_token_id=0,
+        none=none,
+    )
+
+
+def _bundle(name: str, student: str, files: dict[str, str]) -> Bundle:
     return Bundle(
         name=name,
         created="2026-11-20T00:00:00Z",
@@ -117,4 +159,5 @@ def _bundle(name: str, files: dict[str, str]) -> Bundle:
         rows={"test": ROWS},
         context_tokens=128,
         parameters=1000,
+        student=student,
     )

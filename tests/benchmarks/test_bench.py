@@ -21,7 +21,7 @@ def benched(bundle, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
     measure_artifact(bundle, "onnx", out / "samples-onnx.jsonl", quiet)
     stages = set()
-    report, reused = run_bench(bundle, out, lambda stage, *_: stages.add(stage))
+    report, reused = run_bench([bundle], out, lambda stage, *_: stages.add(stage))
     assert not reused
     return report, out, stages
 
@@ -40,7 +40,7 @@ def test_the_same_command_again_does_nothing(bundle, benched):
     report, out, _ = benched
     before = (out / "report.json").stat().st_mtime_ns
     told = []
-    assert run_bench(bundle, out, lambda *line: told.append(line)) == (report, True)
+    assert run_bench([bundle], out, lambda *line: told.append(line)) == (report, True)
     assert (out / "report.json").stat().st_mtime_ns == before
     assert not told
 
@@ -53,7 +53,7 @@ def test_the_report_covers_every_artifact_and_system(bundle, benched):
         assert f"student {artifact.engine.upper()} {artifact.quantization}" in names
     assert names[0] == "teacher"
     assert "student torch" in names
-    assert report.bundle_sha256 == manifest.sha256_file(bundle / "bundle.json")
+    assert report.bundle_sha256["student"] == manifest.sha256_file(bundle / "bundle.json")
     assert report.conditions.rows == sum(1 for _ in manifest.read_jsonl(bundle / "reference" / "test.jsonl"))
 
 
@@ -70,18 +70,18 @@ def test_a_changed_bundle_is_refused_before_anything_is_written(handmade, tmp_pa
     made = handmade()
     (made.folder / "reference" / "test.jsonl").write_text("{}\n")
     with pytest.raises(EdgestillError, match=r"reference/test.jsonl was changed"):
-        run_bench(made.folder, tmp_path / "out", quiet)
+        run_bench([made.folder], tmp_path / "out", quiet)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_report_inside_the_bundle_is_refused(handmade):
     made = handmade()
     with pytest.raises(UsageError, match="lies in the bundle"):
-        run_bench(made.folder, made.folder / "report", quiet)
+        run_bench([made.folder], made.folder / "report", quiet)
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(handmade, tmp_path):
     made = handmade()
     (tmp_path / "file").write_text("")
     with pytest.raises(EdgestillError, match="cannot write"):
-        run_bench(made.folder, tmp_path / "file" / "out", quiet)
+        run_bench([made.folder], tmp_path / "file" / "out", quiet)

@@ -85,14 +85,14 @@ def test_report_json_starts_with_its_schema_and_reads_back_equal(handmade, tmp_p
     manifest.save(tmp_path / "report.json", report)
     text = (tmp_path / "report.json").read_text()
     assert next(iter(json.loads(text))) == "schema"
-    assert '"edge-report/1"' in text
+    assert '"edge-report/2"' in text
     assert manifest.load(Report, tmp_path / "report.json") == report
 
 
 def test_the_chain_names_bundle_and_rows(handmade):
     made = handmade()
     report = made.report()
-    assert report.bundle_sha256 == manifest.sha256_file(made.folder / "bundle.json")
+    assert report.bundle_sha256 == {"student": manifest.sha256_file(made.folder / "bundle.json")}
     assert report.dataset_sha256 == manifest.sha256_file(made.folder / "reference" / "test.jsonl")
 
 

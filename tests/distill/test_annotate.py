@@ -12,6 +12,7 @@ from edgestill.distill.annotate import MANIFEST_NAME, ROWS_NAME, accepted, annot
 from edgestill.distill.corrections import Correction
 from edgestill.distill.dataset import Dataset, Row, row_id
 from edgestill.distill.ledger import Answer, Ledger
+from edgestill.distill.plan import make_plan
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.teacher.protocol import Annotation, Rejection, Spending, Told
 from edgestill.distill.teacher.replay import ReplayTeacher
@@ -134,14 +135,14 @@ def test_a_correction_by_hand_wins_and_its_row_is_not_asked(tmp_path: Path) -> N
 
 def test_recorded_answers_that_changed_are_asked_again(tiny_recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "annotations"
-    (first, _), _ = pipeline.run_annotate(pipeline.make_plan(tiny_recipe), folder, lambda *_: None)
-    _, known = pipeline.run_annotate(pipeline.make_plan(tiny_recipe), folder, lambda *_: None)
+    (first, _), _ = pipeline.run_annotate(make_plan(tiny_recipe), folder, lambda *_: None)
+    _, known = pipeline.run_annotate(make_plan(tiny_recipe), folder, lambda *_: None)
     assert known
     answers = tiny_recipe.parent / "teacher.jsonl"
     answers.write_text(
         answers.read_text(encoding="utf-8").replace('"label": "red"', '"label": "blue"'), encoding="utf-8"
     )
-    (second, _), known = pipeline.run_annotate(pipeline.make_plan(tiny_recipe), folder, lambda *_: None)
+    (second, _), known = pipeline.run_annotate(make_plan(tiny_recipe), folder, lambda *_: None)
     assert not known
     assert second.accepted < first.accepted
     assert second.rejected["label_not_allowed"] > 0

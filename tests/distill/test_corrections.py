@@ -10,7 +10,8 @@ from scripted_server import ScriptedServer
 from edgestill.distill.annotate import read_annotations
 from edgestill.distill.corrections import Correction, read_corrections
 from edgestill.distill.dataset import Row, row_id
-from edgestill.distill.pipeline import make_plan, run_annotate
+from edgestill.distill.pipeline import run_annotate
+from edgestill.distill.plan import make_plan
 from edgestill.distill.recipe import Recipe, read_recipe
 from edgestill.distill.teacher.protocol import Annotation
 from edgestill.runtime.errors import EdgestillError

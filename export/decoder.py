@@ -1,0 +1,89 @@
+"""A decoder's way to its files: adapter folded into the base, ONNX and GGUF from one grid."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgestill.export import cards, parity
+from edgestill.export.architecture import read_shape
+from edgestill.export.build import Compiler, Logits, Reader
+from edgestill.export.grid import Grid
+from edgestill.export.merge import load_grid, merge, to_grid
+from edgestill.runtime import manifest
+from edgestill.runtime.errors import GateFailed
+from edgestill.runtime.task import load_tokenizer
+
+
+class DecoderCompiler(Compiler):
+    """A student that writes: a Llama type with LoRA."""
+
+    _model: Any = None
+
+    def read(self, probes: list[list[int]]) -> dict[str, Any]:
+        """Merge the adapter into its base."""
+        self._model, difference = merge(self.build.run, self.build.student, probes)
+        return {"merge_max_logit_difference": difference}
+
+    def grid(self) -> Grid:
+        """Round the merged model."""
+        return to_grid(self._model, self.build.config, self.build.quantization)
+
+    def write(self, grid: Grid, texts: list[str]) -> dict[str, Any] | None:
+        """Write the files the recipe asks for; what the tokenizer gate measured, None without GGUF."""
+        onnx_path, gguf_path = self.build.path("onnx"), self.build.path("gguf")
+        if onnx_path is not None:
+            self._write_onnx(grid, onnx_path)
+        return None if gguf_path is None else self._write_gguf(grid, gguf_path, texts)
+
+    def _write_onnx(self, grid: Grid, path: Path) -> None:
+        from edgestill.export.onnx_writer import write_onnx
+
+        path.parent.mkdir()
+        write_onnx(grid, path)
+        config = cards.genai_config(grid, self.build.task, self.build.relative(path))
+        manifest.write_json(self.build.folder / "genai_config.json", config)
+
+    def _write_gguf(self, grid: Grid, path: Path, texts: list[str]) -> dict[str, Any]:
+        from edgestill.export.gguf_writer import write_gguf
+        from edgestill.export.tokenizer_writer import find_pre, mismatches, read_tokenizer
+
+        build, probes = self.build, parity.tokenizer_probes(texts)
+        pre = find_pre(build.student, build.config, build.task, probes)
+        path.parent.mkdir()
+        tokenizer = read_tokenizer(build.student, build.config, build.task, pre)
+        write_gguf(grid, tokenizer, build.run.name, build.quantization, path)
+        wrong = mismatches(path, load_tokenizer(build.student), probes)
+        if wrong:
+            raise GateFailed(
+                f"{len(wrong)} of {len(probes)} texts get other token ids in llama.cpp, first {wrong[0]!r}"
+            )
+        return {"pre": pre, "texts": len(probes), "mismatches": 0, "origin": build.run.base["tokenizer_origin"]}
+
+    def readers(self) -> Mapping[str, Reader]:
+        """MatMulNBits' published layout; llama.cpp's own dequantization."""
+        return {"onnx": parity.read_onnx, "gguf": parity.read_gguf}
+
+    def logits(self, grid: Grid) -> Logits:
+        """Logits of the token that follows, (V,)."""
+        model = load_grid(self._model, grid)
+
+        def following(ids: list[int]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                return np.asarray(model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[0, -1])
+
+        return following
+
+    def context_tokens(self) -> int:
+        """The rope tables' length."""
+        return read_shape(self.build.config).context
+
+    def for_other_programs(self) -> str:
+        """Which programs open what, and how the prompt ends."""
+        suffix = self.build.task.answer_suffix.encode("unicode_escape").decode()
+        programs = {"onnx": "onnxruntime-genai loads this folder", "gguf": "llama.cpp loads `gguf/`"}
+        said = "; ".join(programs[engine] for engine in self.build.artifacts)
+        return f"{said}. The prompt is the text followed by\n`{suffix}`; the answer is the text that follows."

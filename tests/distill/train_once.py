@@ -1,0 +1,30 @@
+"""Train one student on rows made here; a program of its own, to be killed and to be launched in pairs.
+
+Usage: train_once.py RECIPE OUT CHECKPOINT_S PASS_ROWS (0: the recipe's)
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgestill.distill.dataset import Row, row_id
+from edgestill.distill.plan import make_plan
+from edgestill.distill.teacher.protocol import Annotation
+from edgestill.distill.train import train_student
+
+
+def main(recipe: Path, out: Path, checkpoint_s: float, pass_rows: int) -> None:
+    plan = make_plan(recipe).students[0]
+    settings = plan.recipe.train.model_copy(update={"pass_rows": pass_rows or None})
+    alone = plan.recipe.model_copy(update={"train": settings})
+    texts = [f"the {word} number {i}" for i, word in enumerate(["tomato", "grass", "frog", "cherry"] * 10)]
+    answers = ["red", "green", "green", "red"] * 10
+    pairs: list[Any] = [
+        (Row(row_id(t), t, None, "train"), Annotation(row_id(t), a, None, f"{a} it is", 1, 1, None, ""))
+        for t, a in zip(texts, answers, strict=True)
+    ]
+    train_student(alone, plan.base, plan.task, plan.tokenizer, pairs, pairs[:4], out, "0f", checkpoint_s=checkpoint_s)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
