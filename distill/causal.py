@@ -58,19 +58,17 @@ class CausalLearner:
         )
         return loss, parts.nan_to_num()
 
-    def agreement(self, texts: Sequence[str], labels: Sequence[str]) -> float:
-        """Share of rows whose likeliest label is the wanted one, by one forward pass a batch."""
+    def answers(self, texts: Sequence[str]) -> list[str]:
+        """The likeliest label of each text, by one forward pass a batch."""
         token_ids = torch.tensor([label.token_id for label in self.task.labels])
-        hits = 0
+        best: list[int] = []
         self.model.eval()
         with torch.no_grad():
             for start in range(0, len(texts), EVALUATION_ROWS):
-                part = slice(start, start + EVALUATION_ROWS)
-                prompts = [tuple(self.task.encode(self.tokenizer, text)) for text in texts[part]]
+                prompts = [tuple(self.task.encode(self.tokenizer, t)) for t in texts[start : start + EVALUATION_ROWS]]
                 packed = pack([Example(Branch(prompt, (self.task.eos_token_id,)), None) for prompt in prompts])
-                best = answer_logits(self.model, packed, self.dtype)[:, token_ids].argmax(-1).tolist()
-                hits += sum(self.task.labels[i].name == label for i, label in zip(best, labels[part], strict=True))
-        return hits / len(texts)
+                best += answer_logits(self.model, packed, self.dtype)[:, token_ids].argmax(-1).tolist()
+        return [self.task.labels[i].name for i in best]
 
     def save(self, folder: Path) -> None:
         """The adapter in peft's format."""

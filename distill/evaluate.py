@@ -190,26 +190,32 @@ def _chat_template(folder: Path) -> Callable[[str], str] | None:
 def _floor(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]) -> System:
     """TF-IDF and logistic regression on the teacher's labels; features and strength chosen on the dev rows."""
     del student, base
+    model, note, _ = fit_floor(pairs["train"], pairs["dev"])
+    saved = pickle.dumps(model)
+    start = time.perf_counter()
+    pickle.loads(saved)
+    return System(_sklearn_predictor(model, task), len(saved), time.perf_counter() - start, note)
+
+
+def fit_floor(train: Sequence[Pair], dev: Sequence[Pair]) -> tuple[Any, str, float]:
+    """(scikit-learn pipeline, what it is, agreement on dev) of the best of two features and three strengths."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    texts, labels = [row.text for row, _ in pairs["train"]], [a.label for _, a in pairs["train"]]
+    texts, labels = [row.text for row, _ in train], [answer.label for _, answer in train]
     features = {"words 1-2": ("word", (1, 2)), "characters 2-5": ("char_wb", (2, 5))}
-    best: tuple[float, str, Predict, Any] | None = None
+    best: tuple[Any, str, float] | None = None
     for name, (analyzer, ngrams) in features.items():
         for strength in FLOOR_STRENGTHS:
             vectors = TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams, sublinear_tf=True)
             model = make_pipeline(vectors, LogisticRegression(C=strength, max_iter=2000)).fit(texts, labels)
-            predict = _sklearn_predictor(model, task)
-            score = _agreement(predict, task, pairs["dev"])
-            if best is None or score > best[0]:
-                best = (score, f"TF-IDF of {name}, logistic regression C={strength:g}", predict, model)
+            said = model.predict([row.text for row, _ in dev])
+            score = sum(label == answer.label for label, (_, answer) in zip(said, dev, strict=True)) / len(dev)
+            if best is None or score > best[2]:
+                best = (model, f"TF-IDF of {name}, logistic regression C={strength:g}", score)
     assert best is not None
-    saved = pickle.dumps(best[3])
-    start = time.perf_counter()
-    pickle.loads(saved)
-    return System(best[2], len(saved), time.perf_counter() - start, best[1])
+    return best
 
 
 def _sklearn_predictor(model: Any, task: Task) -> Predict:

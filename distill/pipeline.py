@@ -13,7 +13,7 @@ from edgestill.distill.corrections import read_corrections
 from edgestill.distill.dataset import load_dataset
 from edgestill.distill.evaluate import evaluate_system, predictions_path
 from edgestill.distill.ledger import Ledger
-from edgestill.distill.plan import Plan, StudentPlan, with_base
+from edgestill.distill.plan import Plan, StudentPlan
 from edgestill.distill.recipe import read_recipe
 from edgestill.distill.run import MANIFEST_NAME as RUN_NAME
 from edgestill.distill.run import StudentRun
@@ -24,7 +24,6 @@ from edgestill.runtime.errors import EdgestillError
 Progress = Callable[[str, int, int], None]
 COPIED_FILES = (*TOKENIZER_FILES, "config.json", "generation_config.json")
 WEIGHTS_FOLDER = {"causal": "adapter", "encoder": "model"}
-IMPORTANCE_TEXTS = 64
 
 
 def run_annotate(plan: Plan, folder: Path, progress: Progress) -> tuple[tuple[Ledger, EdgestillError | None], bool]:
@@ -136,7 +135,7 @@ def _weights(
             f"{len(pairs)} training and {len(dev)} development rows have a usable answer, wanted at least 1 of each",
             "look at the rejections in annotations.json and mend the data or the teacher",
         )
-    plan = _cut(plan, [row.text for row, _ in pairs[:IMPORTANCE_TEXTS]])
+    plan = plan.cut([row.text for row, _ in pairs])
     place = folder / WEIGHTS_FOLDER[plan.kind]
     if (place / FACTS_NAME).exists():
         training = manifest.load(Training, place / FACTS_NAME)
@@ -149,16 +148,6 @@ def _weights(
     told = lambda done, total: progress("train", done, total)  # noqa: E731
     training = train_student(plan.recipe, plan.base, plan.task, plan.tokenizer, pairs, dev, place, inputs, told)
     return plan, training
-
-
-def _cut(plan: StudentPlan, texts: list[str]) -> StudentPlan:
-    """The plan with the shallower base that the recipe wants, if it wants one."""
-    section = plan.recipe.the_student
-    if section.layers is None:
-        return plan
-    from edgestill.distill.cut import cut_base
-
-    return with_base(plan, cut_base(plan.base, section.layers, section.keep, texts))
 
 
 def _write_reference(plan: StudentPlan, annotations: Path, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """A recipe with everything that can be known before a token is paid for or a weight is touched. Runs no stage."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from edgestill.distill.labels import build_task
 from edgestill.distill.recipe import Recipe, read_recipe
 from edgestill.runtime.errors import UsageError
 from edgestill.runtime.task import Task, load_tokenizer
+
+IMPORTANCE_TEXTS = 64
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,16 @@ class StudentPlan:
     def base_config(self) -> dict[str, Any]:
         """The base's config.json, for whoever must know the family."""
         return read_config(self.base)
+
+    def cut(self, texts: Sequence[str]) -> "StudentPlan":
+        """The plan on the shallower base that the recipe wants, if it wants one; `texts` show which layers matter."""
+        section = self.recipe.the_student
+        if section.layers is None:
+            return self
+        from edgestill.distill.cut import cut_base
+
+        shallow = cut_base(self.base, section.layers, section.keep, texts[:IMPORTANCE_TEXTS])
+        return dataclasses.replace(self, base=shallow)
 
     def fits(self, text: str) -> bool:
         """Whether the student can take a text whole, or may cut it."""
@@ -91,8 +104,3 @@ def check_permission(recipe: Recipe, strict: bool) -> None:
             "teacher.license_note is missing, and --strict wants one",
             "write down why a model may be trained on this teacher's answers: its licence, or the provider's terms",
         )
-
-
-def with_base(plan: StudentPlan, base: Base) -> StudentPlan:
-    """The plan of the same student on another base, which has the same tokenizer."""
-    return dataclasses.replace(plan, base=base)

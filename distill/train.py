@@ -29,7 +29,8 @@ from edgestill.runtime.task import Task
 FACTS_NAME = "training.json"
 CHECKPOINT_NAME = "checkpoint.pt"
 LOSSES_NAME = "losses.jsonl"
-LEARNERS: dict[str, type[CausalLearner] | type[EncoderLearner]] = {"causal": CausalLearner, "encoder": EncoderLearner}
+AnyLearner = CausalLearner | EncoderLearner
+LEARNERS: dict[str, type[AnyLearner]] = {"causal": CausalLearner, "encoder": EncoderLearner}
 
 Pair = tuple[Row, Annotation]
 
@@ -88,22 +89,35 @@ def train_student(
     Raises:
         EdgestillError: the weights cannot be written.
     """
+    checkpoint = Checkpoint(folder / CHECKPOINT_NAME, inputs_sha256, checkpoint_s)
+    learner, loop, state = train_learner(recipe, base, task, tokenizer, pairs, checkpoint, progress)
+    facts = _facts(inputs_sha256, len(pairs), loop, state, learner, dev)
+    if loop.processes.index == 0:
+        _save(learner, folder, facts, state)
+    return facts
+
+
+def train_learner(
+    recipe: Recipe,
+    base: Base,
+    task: Task,
+    tokenizer: Any,
+    pairs: Sequence[Pair],
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = lambda done, total: None,
+) -> tuple[AnyLearner, TrainingLoop[Any], Loop]:
+    """`train_student` without a folder: the trained student in memory, its loop, and how that went."""
     recipe = recipe.alone(recipe.the_student)
     torch.manual_seed(recipe.train.seed)
     torch.set_num_threads(usable_cores())
     learner = LEARNERS[recipe.the_student.kind](recipe, base, task, tokenizer)
     weights = class_weights([annotation.label for _, annotation in pairs], recipe.train.class_weights)
     rows: list[Any] = [learner.prepare(row.text, a, weights[a.label]) for row, a in pairs]
-    checkpoint = Checkpoint(folder / CHECKPOINT_NAME, inputs_sha256, checkpoint_s)
     loop = TrainingLoop[Any](learner, rows, recipe.train, checkpoint)
-    state = loop.run(progress)
-    facts = _facts(inputs_sha256, len(rows), loop, state, learner, dev)
-    if loop.processes.index == 0:
-        _save(learner, folder, facts, state)
-    return facts
+    return learner, loop, loop.run(progress)
 
 
-def _save(learner: CausalLearner | EncoderLearner, folder: Path, facts: Training, state: Loop) -> None:
+def _save(learner: AnyLearner, folder: Path, facts: Training, state: Loop) -> None:
     """The weights, losses.jsonl (a line a step) and, last, training.json; the checkpoint goes."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -122,6 +136,8 @@ def _loss_lines(state: Loop) -> Iterator[dict[str, Any]]:
 
 
 def _facts(inputs: str, rows: int, loop: TrainingLoop[Any], state: Loop, learner: Any, dev: Sequence[Pair]) -> Training:
+    said = learner.answers([row.text for row, _ in dev])
+    agreed = sum(label == answer.label for label, (_, answer) in zip(said, dev, strict=True))
     tail = torch.stack(state.losses[-max(1, len(state.losses) // 10) :]).nanmean(0)
     return Training(
         inputs_sha256=inputs,
@@ -135,7 +151,7 @@ def _facts(inputs: str, rows: int, loop: TrainingLoop[Any], state: Loop, learner
         label_loss_nats=float(tail[0]),
         rationale_loss_nats=None if math.isnan(tail[1]) else float(tail[1]),
         dev_rows=len(dev),
-        dev_agreement=learner.agreement([row.text for row, _ in dev], [answer.label for _, answer in dev]),
+        dev_agreement=agreed / len(dev),
         trained_parameters=sum(parameter.numel() for parameter in loop.parameters),
         processes=loop.processes.count,
         resumed_at_step=state.resumed_at_step,
