@@ -1,6 +1,6 @@
 """A decoder as a student in training: LoRA on a causal base, label and rationale over one prompt. No loop.
 
-Logits are computed at the positions that carry loss only: the head is a fifth of a small model's work.
+The head is applied where there is loss only: over all tokens it would be a fifth of a small model's work.
 """
 
 import functools
@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from edgestill.distill.attention import use_packed_attention
 from edgestill.distill.base import Base
+from edgestill.distill.fused import fuse
 from edgestill.distill.loop import Mass
-from edgestill.distill.objectives import label_rationale_loss, soft_target
+from edgestill.distill.objectives import label_rationale_loss, soft_target, token_losses
 from edgestill.distill.packing import Branch, Example, Packed, pack, packed_tokens
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.student_section import TrainSection
@@ -30,12 +32,14 @@ class CausalLearner:
         """Loads the base in the recipe's precision; the adapter is made from torch's generator."""
         self.dtype = compute_dtype(recipe.train.precision)
         self.model = _with_lora(load_causal(base, self.dtype), recipe)
+        use_packed_attention(self.model)
+        self.trained = fuse(self.model, self.dtype)
         self.train, self.task, self.tokenizer = recipe.train, task, tokenizer
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """The adapter's."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+        return self.trained
 
     def prepare(self, text: str, annotation: Annotation, weight: float) -> Example:
         """One row in token ids."""
@@ -53,22 +57,28 @@ class CausalLearner:
     def loss(self, rows: Sequence[Example], mass: Mass) -> tuple[torch.Tensor, torch.Tensor]:
         """See `objectives.label_rationale_loss`."""
         packed = pack(rows)
-        loss, parts = label_rationale_loss(
-            answer_logits(self.model, packed, self.dtype), packed, self.train.rationale_weight, mass
-        )
+        losses = token_losses(self._hidden(packed), self.model.base_model.model.lm_head.weight, packed)
+        loss, parts = label_rationale_loss(losses, packed, self.train.rationale_weight, mass)
         return loss, parts.nan_to_num()
 
     def answers(self, texts: Sequence[str]) -> list[str]:
         """The likeliest label of each text, by one forward pass a batch."""
-        token_ids = torch.tensor([label.token_id for label in self.task.labels])
+        head = self.model.base_model.model.lm_head.weight[[label.token_id for label in self.task.labels]]
         best: list[int] = []
         self.model.eval()
         with torch.no_grad():
             for start in range(0, len(texts), EVALUATION_ROWS):
                 prompts = [tuple(self.task.encode(self.tokenizer, t)) for t in texts[start : start + EVALUATION_ROWS]]
                 packed = pack([Example(Branch(prompt, (self.task.eos_token_id,)), None) for prompt in prompts])
-                best += answer_logits(self.model, packed, self.dtype)[:, token_ids].argmax(-1).tolist()
+                best += (self._hidden(packed) @ head.t()).argmax(-1).tolist()
         return [self.task.labels[i].name for i in best]
+
+    def _hidden(self, packed: Packed) -> torch.Tensor:
+        """(N, H) where there is loss."""
+        trunk = self.model.base_model.model.model
+        found = trunk(input_ids=packed.ids, position_ids=packed.positions, blocks=packed.blocks, use_cache=False)
+        hidden: torch.Tensor = found.last_hidden_state[0, packed.sources]
+        return hidden
 
     def save(self, folder: Path) -> None:
         """The adapter in peft's format."""
@@ -120,18 +130,6 @@ def load_causal(base: Base, dtype: torch.dtype) -> Any:
 
     logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(base.folder, dtype=dtype, attn_implementation="sdpa")
-
-
-def answer_logits(model: Any, packed: Packed, dtype: torch.dtype) -> torch.Tensor:
-    """Logits at the positions that carry loss only, (N, V), computed in `dtype`."""
-    causal = model.base_model.model
-    mask = torch.zeros(packed.visible.shape, dtype=dtype).masked_fill(~packed.visible, torch.finfo(dtype).min)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-        hidden = causal.model(
-            input_ids=packed.ids, position_ids=packed.positions, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        logits: torch.Tensor = causal.lm_head(hidden[0, packed.sources])
-    return logits
 
 
 def _with_lora(causal: Any, recipe: Recipe) -> Any:

@@ -2,33 +2,72 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch import Tensor
+from torch.autograd import Function
 
 from edgestill.distill.packing import Packed
 
+HEAD_ROWS = 96
 
-def token_losses(logits: torch.Tensor, packed: Packed) -> torch.Tensor:
+
+def token_losses(hidden: Tensor, head: Tensor, packed: Packed) -> Tensor:
     """Cross-entropy in nats at each position that carries loss, (N,).
 
     A position with a soft target takes the cross-entropy with that distribution over the labels' answer tokens, which
     is that with the single token where all its share is on one (Hinton et al., arXiv 1503.02531, temperature in the
     target).
+
+    Args:
+        hidden: (N, H) hidden states that predict.
+        head: (V, H), frozen; the logits are their product.
+        packed: targets and soft targets.
     """
-    losses = cross_entropy(logits.float(), packed.targets, reduction="none")
-    if len(packed.soft_at) == 0:
+    hard = torch.ones(len(packed.targets), dtype=torch.bool)
+    hard[packed.soft_at] = False
+    rows = torch.cat([hard.nonzero()[:, 0], packed.soft_at])
+    ids = torch.cat([packed.targets[hard], packed.soft_ids])
+    shares = torch.cat([torch.ones(len(ids) - len(packed.soft_ids)), packed.soft_shares])
+    losses: Tensor = _HeadLoss.apply(hidden, head, rows, ids, shares)
+    return losses
+
+
+class _HeadLoss(Function):
+    """Head and cross-entropy with sparse distributions at once: log sum exp z - sum of share * z[id].
+
+    The gradient is made along with the loss, some rows at a time: logits of all N rows over the vocabulary would be
+    most of a pass's memory, and writing them most of the head's time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, rows: Tensor, ids: Tensor, shares: Tensor) -> Tensor:
+        losses, gradient = torch.empty(len(hidden)), torch.empty_like(hidden)
+        for start in range(0, len(hidden), HEAD_ROWS):
+            end = min(start + HEAD_ROWS, len(hidden))
+            mine = (rows >= start) & (rows < end)
+            row, token, share = rows[mine] - start, ids[mine], shares[mine]
+            logits = (hidden[start:end] @ head.t()).float()
+            logits -= logits.amax(-1, keepdim=True)
+            picked = logits[row, token]
+            total = logits.exp_().sum(-1)
+            losses[start:end] = total.log().index_add_(0, row, share * picked, alpha=-1)
+            if ctx.needs_input_grad[0]:
+                logits.div_(total[:, None]).index_put_((row, token), -share, accumulate=True)
+                gradient[start:end] = logits.to(head.dtype) @ head
+        ctx.save_for_backward(gradient)
         return losses
-    rows = packed.soft_at.unique()
-    log_p = logits[rows].float().log_softmax(-1)
-    within = torch.searchsorted(rows, packed.soft_at)
-    parts = -packed.soft_shares * log_p[within, packed.soft_ids]
-    return losses.index_put((rows,), torch.zeros(len(rows)).index_add(0, within, parts))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None, None
 
 
 def label_rationale_loss(
-    logits: torch.Tensor, packed: Packed, rationale_weight: float, mass: tuple[float, float] | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    losses: Tensor, packed: Packed, rationale_weight: float, mass: tuple[float, float] | None = None
+) -> tuple[Tensor, Tensor]:
     """(1 - w) * mean CE over label tokens + w * mean CE over rationale tokens, in nats.
 
     The multi-task loss of distilling step-by-step as used with zero-shot teachers (arXiv 2403.15886; 2305.02301):
@@ -36,8 +75,8 @@ def label_rationale_loss(
     weighted by `packed.weights`. A batch without reasons gives the label loss alone.
 
     Args:
-        logits: (N, V), one row for each position that carries loss, in the order of `packed.targets`.
-        packed: targets, tasks, weights and soft targets.
+        losses: (N,) of `token_losses`.
+        packed: tasks and weights.
         rationale_weight: w in [0, 1).
         mass: what the whole batch holds, when `packed` is a part of it: weight of all label tokens, number of all
             rationale tokens. The losses of the parts then add up to that of the batch.
@@ -46,7 +85,7 @@ def label_rationale_loss(
         (loss, parts): the scalar to minimise and a detached (2,) tensor of label and rationale loss; the latter is
         nan when the batch has no reasons.
     """
-    losses, is_label = token_losses(logits, packed), packed.tasks == 0
+    is_label = packed.tasks == 0
     label_mass, rationale_mass = mass or (float(packed.weights[is_label].sum()), float((~is_label).sum()))
     label = (losses[is_label] * packed.weights[is_label]).sum() / label_mass
     if rationale_mass == 0:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from edgestill.distill.attention import Block, blocks_of
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -42,7 +44,7 @@ class Example:
 class Packed:
     """A batch of rows as one sequence of T tokens, with N positions that carry loss.
 
-    Shapes: ids (1, T), positions (1, T), visible (1, 1, T, T) bool; sources (N,) index into T of the hidden state that
+    Shapes: ids (1, T), positions (1, T), blocks of the T tokens; sources (N,) index into T of the hidden state that
     predicts, targets (N,) the token id, tasks (N,) 0 label or 1 rationale, weights (N,) float32. Soft targets, K of
     them: soft_at (K,) index into N, soft_ids (K,) vocabulary ids, soft_shares (K,) float32, summing to 1 over equal
     soft_at.
@@ -50,7 +52,7 @@ class Packed:
 
     ids: torch.Tensor
     positions: torch.Tensor
-    visible: torch.Tensor
+    blocks: tuple[Block, ...]
     sources: torch.Tensor
     targets: torch.Tensor
     tasks: torch.Tensor
@@ -93,7 +95,7 @@ def pack(examples: Sequence[Example]) -> Packed:
     return Packed(
         ids=torch.tensor([ids]),
         positions=torch.tensor([positions]),
-        visible=(visible & torch.ones_like(visible).tril())[None, None],
+        blocks=blocks_of([packed_tokens(example) for example in examples], visible.tril()),
         sources=torch.tensor(sources),
         targets=torch.tensor(targets),
         tasks=torch.tensor(tasks),

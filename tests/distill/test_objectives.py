@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from edgestill.distill.objectives import class_weights, label_rationale_loss, soft_target, token_losses
+from edgestill.distill.objectives import HEAD_ROWS, class_weights, label_rationale_loss, soft_target, token_losses
 from edgestill.distill.packing import Branch, Example, pack
 
 VOCABULARY, LABEL_IDS = 50, (3, 7, 11)
 NAMES = ["red", "green", "blue"]
+HEAD = torch.eye(VOCABULARY)  # hidden states are then the logits
 
 
 def example(seed: int, label: int, soft: dict[str, float] | None = None, weight: float = 1.0) -> Example:
@@ -34,7 +35,10 @@ def test_a_soft_target_that_is_all_on_one_label_is_the_plain_loss_with_its_gradi
     hard = [example(seed, seed % 3) for seed in range(5)]
     soft = [example(seed, seed % 3, {name: float(i == seed % 3) for i, name in enumerate(NAMES)}) for seed in range(5)]
     one, two = logits_for(hard), logits_for(soft)
-    losses = [label_rationale_loss(logits, pack(rows), 0.3)[0] for logits, rows in ((one, hard), (two, soft))]
+    losses = [
+        label_rationale_loss(token_losses(logits, HEAD, pack(rows)), pack(rows), 0.3)[0]
+        for logits, rows in ((one, hard), (two, soft))
+    ]
     for loss in losses:
         loss.backward()
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
@@ -46,7 +50,7 @@ def test_a_soft_target_is_the_cross_entropy_with_the_distribution_at_the_labels_
     rows = [example(1, 0), example(2, 1, shares), example(3, 2, shares)]
     packed, logits = pack(rows), logits_for(rows).detach()
     plain = cross_entropy(logits, packed.targets, reduction="none")
-    found = token_losses(logits, packed)
+    found = token_losses(logits, HEAD, packed)
     log_p = logits.log_softmax(-1)
     at = [8, 10]  # row 1 has 2 + 6 positions with loss, row 2 has 2
     for position in range(len(plain)):
@@ -56,7 +60,7 @@ def test_a_soft_target_is_the_cross_entropy_with_the_distribution_at_the_labels_
             )
             assert found[position].item() == pytest.approx(float(wanted), rel=1e-6)
         else:
-            assert found[position].item() == plain[position].item()
+            assert found[position].item() == pytest.approx(plain[position].item(), rel=1e-6)
 
 
 def test_a_row_of_weight_three_is_the_row_three_times() -> None:
@@ -64,8 +68,31 @@ def test_a_row_of_weight_three_is_the_row_three_times() -> None:
     weighted = [example(2, 0), example(4, 1, weight=3.0)]
     logits = logits_for(weighted)
     repeated = torch.cat([logits[:2], logits[2:], logits[2:], logits[2:]])
-    one = label_rationale_loss(logits, pack(weighted), 0.3)[0].item()
-    assert one == pytest.approx(label_rationale_loss(repeated, pack(thrice), 0.3)[0].item(), rel=1e-6)
+    one, three = (
+        label_rationale_loss(token_losses(hidden, HEAD, pack(rows)), pack(rows), 0.3)[0].item()
+        for hidden, rows in ((logits, weighted), (repeated, thrice))
+    )
+    assert one == pytest.approx(three, rel=1e-6)
+
+
+def test_the_heads_loss_over_several_chunks_has_the_value_and_gradient_of_the_plain_one() -> None:
+    rows = [example(seed, seed % 3) for seed in range(60)]
+    packed, told = pack(rows), torch.Generator().manual_seed(2)
+    count = len(packed.targets)
+    assert count > 2 * HEAD_ROWS
+    hidden, head = torch.randn(count, 16, generator=told), torch.randn(VOCABULARY, 16, generator=told) * 3
+    along = torch.randn(count, generator=told)
+    grads = []
+    for losses in (
+        lambda h: token_losses(h, head, packed),
+        lambda h: cross_entropy(h @ head.t(), packed.targets, reduction="none"),
+    ):
+        given = hidden.clone().requires_grad_()
+        found = losses(given)
+        found.backward(along)
+        grads.append((found.detach(), given.grad))
+    torch.testing.assert_close(grads[0][0], grads[1][0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grads[0][1], grads[1][1], rtol=1e-4, atol=1e-5)
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), st.floats(0.01, 1), min_size=1), st.floats(0.2, 5), st.floats(0, 0.9))

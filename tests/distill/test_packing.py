@@ -47,11 +47,20 @@ def model(tiny_base: Path) -> Any:
 
 
 def packed_loss(model: Any, packed: Packed) -> torch.Tensor:
-    """float32 all the way, unlike `train.answer_logits`, which takes bfloat16 where the processor has it."""
+    """The layout alone: the model is transformers' own, and so is its attention."""
     hidden = model.model(
-        input_ids=packed.ids, position_ids=packed.positions, attention_mask=packed.visible, use_cache=False
+        input_ids=packed.ids, position_ids=packed.positions, attention_mask=visible(packed)[None, None], use_cache=False
     ).last_hidden_state
-    return label_rationale_loss(model.lm_head(hidden[0, packed.sources]), packed, WEIGHT)[0]
+    losses = cross_entropy(model.lm_head(hidden[0, packed.sources]), packed.targets, reduction="none")
+    return label_rationale_loss(losses, packed, WEIGHT)[0]
+
+
+def visible(packed: Packed) -> torch.Tensor:
+    """(T, T) bool."""
+    whole = torch.zeros(packed.ids.shape[1], packed.ids.shape[1], dtype=torch.bool)
+    for block in packed.blocks:
+        whole[block.start : block.end, block.start : block.end] = ~block.hidden
+    return whole
 
 
 def separate_loss(model: Any, examples: list[Example]) -> torch.Tensor:
@@ -97,7 +106,7 @@ def test_a_row_does_not_see_its_neighbours(model: Any) -> None:
 
 
 def visible_to(packed: Packed) -> Iterator[list[int]]:
-    for line in packed.visible[0, 0]:
+    for line in visible(packed):
         yield line.nonzero().flatten().tolist()
 
 
@@ -130,16 +139,16 @@ def layout(tasks: list[int], weights: list[float] | None = None) -> Packed:
     nothing, none = torch.zeros(0), torch.zeros(0, dtype=torch.long)
     targets, kinds = torch.zeros(len(tasks), dtype=torch.long), torch.tensor(tasks)
     counts = torch.tensor(weights or [1.0] * len(tasks))
-    return Packed(nothing, nothing, nothing, nothing, targets, kinds, counts, none, none, nothing)
+    return Packed(nothing, nothing, (), nothing, targets, kinds, counts, none, none, nothing)
 
 
-def logits_of(*chances: float) -> torch.Tensor:
-    """One position a chance: the target, token 0 of 2, has just that probability."""
-    return torch.tensor([[math.log(p), math.log(1 - p)] for p in chances])
+def losses_of(*chances: float) -> torch.Tensor:
+    """One position a chance: the target has just that probability."""
+    return -torch.tensor(chances).log()
 
 
 def test_the_loss_is_the_weighted_mean_of_each_tasks_own_mean() -> None:
-    loss, parts = label_rationale_loss(logits_of(0.5, 0.25, 0.125, 0.5), layout([0, 1, 1, 1]), 0.25)
+    loss, parts = label_rationale_loss(losses_of(0.5, 0.25, 0.125, 0.5), layout([0, 1, 1, 1]), 0.25)
     label, reason = math.log(2), (2 + 3 + 1) / 3 * math.log(2)
     assert loss.item() == pytest.approx(0.75 * label + 0.25 * reason)
     assert parts.tolist() == pytest.approx([label, reason])
@@ -148,7 +157,7 @@ def test_the_loss_is_the_weighted_mean_of_each_tasks_own_mean() -> None:
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 0.9])
 def test_a_batch_without_reasons_has_the_label_loss_alone(weight: float) -> None:
-    loss, parts = label_rationale_loss(logits_of(0.5, 0.125), layout([0, 0]), weight)
+    loss, parts = label_rationale_loss(losses_of(0.5, 0.125), layout([0, 0]), weight)
     assert loss.item() == pytest.approx(2 * math.log(2))
     assert parts[0] == pytest.approx(loss.item())
     assert parts[1].isnan()
