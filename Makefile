@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types check soak bench-teacher bench-train clean install
+.PHONY: demo test lint types check soak bench-teacher bench-train bench-students clean install
 
 demo: install
 	$(BIN)/edgestill build distill/example/recipe.yaml
@@ -30,6 +30,10 @@ bench-teacher: install
 # LoRA training beside TRL's; some ten minutes, and nobody else at work meanwhile
 bench-train: .venv/.trl
 	$(BIN)/python tests/bench_train.py
+
+# accuracy on public data sets under EDGESTILL_DATA; hours in all, goes on where it stopped
+bench-students: install
+	$(BIN)/python tests/bench_students.py
 
 install: .venv/.installed
 

@@ -73,6 +73,8 @@ def shared_task(entrants: Sequence[Entrant]) -> Task:
         ]
         if (set(theirs.label_names), theirs.none) != (set(task.label_names), task.none):
             found.append("other labels")
+        if theirs.kind != task.kind:
+            found.append("another kind of task")
         if found:
             raise EdgestillError(
                 f"{entrant.folder} ({entrant.bundle.student}) has {found[0]} than {first.folder}; one report wants the "

@@ -35,7 +35,7 @@ class NoneOfThese:
 
 def recall_by_label(reference: Reference, artifacts: Sequence[Answers]) -> Iterator[LabelRecall]:
     """One line a label, the task's first: recall of floor and artifacts, and of the teacher where gold judges."""
-    judged = [s for s in _judged(reference, artifacts) if s.kind in ("teacher", "floor", "artifact")]
+    judged = [s for s in judged_systems(reference, artifacts) if s.kind in ("teacher", "floor", "artifact")]
     for label in dict.fromkeys((*reference.labels, *sorted(set(reference.truth)))):
         where = [i for i, wanted in enumerate(reference.truth) if wanted == label]
         yield LabelRecall(label, len(where), {s.name: _share_called(s, label, where) for s in judged})
@@ -48,7 +48,7 @@ def none_of_these(reference: Reference, artifacts: Sequence[Answers]) -> NoneOfT
         return None
     where = [i for i, wanted in enumerate(reference.truth) if wanted == label]
     elsewhere = [i for i, wanted in enumerate(reference.truth) if wanted != label]
-    judged = _judged(reference, artifacts)
+    judged = judged_systems(reference, artifacts)
     return NoneOfThese(
         label=label,
         n=len(where),
@@ -58,7 +58,7 @@ def none_of_these(reference: Reference, artifacts: Sequence[Answers]) -> NoneOfT
     )
 
 
-def _judged(reference: Reference, artifacts: Sequence[Answers]) -> list[Answers]:
+def judged_systems(reference: Reference, artifacts: Sequence[Answers]) -> list[Answers]:
     """All systems; without gold the teacher judges and is not judged."""
     teacher = [] if reference.gold is None else [reference.teacher]
     return [*teacher, *reference.systems, *artifacts]

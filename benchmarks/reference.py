@@ -44,7 +44,8 @@ class Reference:
     """The N test rows; `gold` is None when the recipe had none.
 
     `systems` are the base of every student, the floor, and every student in torch; `labels` are the task's, `none` is
-    the one of them that means none of these, if one does.
+    the one of them that means none of these, if one does. `task_kind` is the task's: with multilabel every answer is a
+    set of labels, as `label_sets` writes it.
     """
 
     row_ids: tuple[str, ...]
@@ -54,6 +55,12 @@ class Reference:
     teacher: Answers
     systems: tuple[Answers, ...]
     dataset_sha256: str
+    task_kind: str
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether an answer is a set of labels, and not one of them."""
+        return self.task_kind == "multilabel"
 
     @property
     def truth(self) -> tuple[str, ...]:
@@ -87,6 +94,7 @@ def read_reference(entrants: Sequence[Entrant]) -> Reference:
         teacher=_teacher(place / "teacher.jsonl", row_ids, first.bundle.teacher),
         systems=tuple(_one_floor(systems)),
         dataset_sha256=manifest.sha256_file(place / "test.jsonl"),
+        task_kind=task.kind,
     )
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from edgestill.benchmarks import plot, tables
+from edgestill.benchmarks import plot, set_tables, tables
 from edgestill.benchmarks.report import Report, System
+from edgestill.runtime.metrics import Estimate
 
 TERMINAL_COLUMNS = 110
 HUES = 6  # colours in report.html.jinja
@@ -161,11 +162,12 @@ def _view(report: Report) -> dict[str, object]:
         "tiles": _tiles(report, main),
         "systems": tables.systems_table(report),
         "comparisons": tables.comparisons_table(report),
-        "labels": tables.labels_table(report),
+        "labels_title": "Recall by label" if report.sets is None else "Precision, recall and F1 by label",
+        "labels": tables.labels_table(report) if report.sets is None else set_tables.sets_table(report.sets),
         "none_table": tables.none_table(report),
         "details": tables.details_table(report),
         "conditions": tables.conditions_table(report),
-        "notes": tables.notes(report),
+        "notes": [*([] if report.sets is None else set_tables.set_notes(report.sets)), *tables.notes(report)],
     }
 
 
@@ -188,17 +190,24 @@ def _tiles(report: Report, main: System) -> list[tuple[str, str, str]]:
 
 
 def _terminal_cells(report: Report) -> tables.Table:
-    gold = ("accuracy %",) if report.has_gold else ()
-    header = ("system", *gold, "agreement %", "p50 ms", "p90 ms", "peak MB", "disk MB", "USD/1000")
+    gold = (f"{tables.metric_name(report)} %",) if report.has_gold else ()
+    micro = ("micro-F1 %",) if report.is_multilabel else ()
+    alike = "agreement %" if report.has_gold else f"{tables.metric_name(report)} %"
+    header = ("system", *gold, *micro, alike, "p50 ms", "p90 ms", "peak MB", "disk MB", "USD/1000")
     rows = []
     for s in report.systems:
         judged = (tables.percent(s.accuracy),) if report.has_gold else ()
-        alike = tables.UNKNOWN if s.agreement is None else f"{100 * s.agreement.value:.1f}"
-        agreement = alike if report.has_gold else tables.percent(s.agreement)
+        over_labels = (_value(s.micro_f1),) if report.is_multilabel else ()
+        agreement = _value(s.agreement) if report.has_gold else tables.percent(s.agreement)
         times = (tables.short(s.latency_p50_ms), tables.short(s.latency_p90_ms))
         sizes = (tables.short(s.peak_rss_bytes, 1e6), tables.short(s.bytes, 1e6))
-        rows.append((tables.marked(s), *judged, agreement, *times, *sizes, tables.usd(s.api_usd_per_1000_requests)))
+        price = tables.usd(s.api_usd_per_1000_requests)
+        rows.append((tables.marked(s), *judged, *over_labels, agreement, *times, *sizes, price))
     return tables.Table(header, tuple(rows))
+
+
+def _value(share: Estimate | None) -> str:
+    return tables.UNKNOWN if share is None else f"{100 * share.value:.1f}"
 
 
 def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:

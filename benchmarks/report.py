@@ -9,6 +9,7 @@ from edgestill.benchmarks.entrants import Entrant, read_entrants
 from edgestill.benchmarks.measure import Measurement, joint_sha256
 from edgestill.benchmarks.recall import LabelRecall, NoneOfThese, none_of_these, recall_by_label
 from edgestill.benchmarks.reference import RECORDED, Answers, Reference, artifact_answers, read_reference
+from edgestill.benchmarks.sets import SetScores, f1_over_labels, scores_by_label
 from edgestill.benchmarks.verdict import Comparison, compare_all
 from edgestill.runtime import metrics
 from edgestill.runtime.bundle import MANIFEST_NAME
@@ -27,9 +28,11 @@ class System:
 
     `student` names the student that it belongs to, None for the teacher and the floor. `accuracy` is against gold, None
     without gold; `agreement` is with the teacher's labels, None for the teacher; `macro_f1` is against gold, or without
-    gold against the teacher's labels. `latency_reason` says why a percentile is None. `measured` says where and when
-    time and memory were taken. No price is paid per request to run a local system, so theirs is 0.0; energy is not
-    measured.
+    gold against the teacher's labels. Of sets of labels accuracy and agreement count those that are equal as a whole,
+    macro_f1 is over the labels, and so is `micro_f1`, None where a row has one label.
+
+    `latency_reason` says why a percentile is None. `measured` says where and when time and memory were taken. No price
+    is paid per request to run a local system, so theirs is 0.0; energy is not measured.
     """
 
     name: str
@@ -38,6 +41,7 @@ class System:
     note: str
     measured: str
     accuracy: Estimate | None
+    micro_f1: Estimate | None
     macro_f1: Estimate | None
     agreement: Estimate | None
     latency_samples: int
@@ -78,6 +82,7 @@ class Report:
 
     Schema 2 holds several students: `bundle_sha256` and the versions at build are by student, and a system names its
     student. It also holds `choice`, None with a single candidate, and `none`, None for a task without such a label.
+    With the `task_kind` multilabel `sets` has the labels' lines and `labels` has none; else `sets` is None.
     """
 
     schema: str = "edge-report/2"
@@ -87,11 +92,13 @@ class Report:
     bundle_sha256: dict[str, str]
     dataset_sha256: str
     judged_by: str
+    task_kind: str
     teacher_license_note: str
     systems: tuple[System, ...]
     choice: Choice | None
     comparisons: tuple[Comparison, ...]
     labels: tuple[LabelRecall, ...]
+    sets: SetScores | None
     none: NoneOfThese | None
     device: Device
     conditions: Conditions
@@ -100,6 +107,11 @@ class Report:
     def has_gold(self) -> bool:
         """Whether answers were judged by gold labels, and not by the teacher's."""
         return self.judged_by == "gold"
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether an answer is a set of labels, and not one of them."""
+        return self.task_kind == "multilabel"
 
     @property
     def students(self) -> tuple[str, ...]:
@@ -133,12 +145,14 @@ def build_report(folders: Sequence[Path], measurements: Sequence[Measurement], d
         inputs_sha256=joint_sha256(list(dict.fromkeys(m.inputs_sha256 for m in measurements))),
         bundle_sha256={name: sha256_file(e.folder / MANIFEST_NAME) for name, e in by_student.items()},
         dataset_sha256=reference.dataset_sha256,
+        task_kind=reference.task_kind,
         judged_by="teacher" if reference.gold is None else "gold",
         teacher_license_note=str(entrants[0].bundle.teacher.get("license_note") or ""),
         systems=tuple(judge(answers, reference) for answers in rows),
         choice=choose(candidates, reference.truth),
         comparisons=tuple(compare_all(reference, artifacts, best_of(candidates, reference.truth))),
-        labels=tuple(recall_by_label(reference, artifacts)),
+        labels=() if reference.is_multilabel else tuple(recall_by_label(reference, artifacts)),
+        sets=scores_by_label(reference, artifacts),
         none=none_of_these(reference, artifacts),
         device=device,
         conditions=_conditions(entrants, measurements, artifacts, len(reference.row_ids)),
@@ -150,6 +164,7 @@ def judge(answers: Answers, reference: Reference) -> System:
     is_teacher = answers.kind == "teacher"
     judged_by_itself = is_teacher and reference.gold is None
     p50, p90, reason = _latency(answers)
+    micro, macro = (None, None) if judged_by_itself else _f1(answers, reference)
     return System(
         name=answers.name,
         kind=answers.kind,
@@ -157,7 +172,8 @@ def judge(answers: Answers, reference: Reference) -> System:
         note=answers.note,
         measured=answers.measured,
         accuracy=None if reference.gold is None else _share_equal(answers.labels, reference.gold),
-        macro_f1=None if judged_by_itself else metrics.macro_f1(reference.truth, answers.labels),
+        micro_f1=micro,
+        macro_f1=macro,
         agreement=None if is_teacher else _share_equal(answers.labels, reference.teacher.labels),
         latency_samples=len(answers.latencies_ms),
         latency_p50_ms=p50,
@@ -172,6 +188,13 @@ def judge(answers: Answers, reference: Reference) -> System:
         api_usd_per_1000_requests=answers.api_usd_per_1000_requests,
         energy_j_per_request=None,
     )
+
+
+def _f1(answers: Answers, reference: Reference) -> tuple[Estimate | None, Estimate | None]:
+    """(micro-F1, macro-F1); of one label a row micro-F1 is accuracy, which is told anyway."""
+    if reference.is_multilabel:
+        return f1_over_labels(answers, reference)
+    return None, metrics.macro_f1(reference.truth, answers.labels)
 
 
 def _share_equal(labels: Sequence[str], wanted: Sequence[str]) -> Estimate | None:

@@ -50,7 +50,9 @@ def p_value(value: float) -> str:
 
 
 def metric_name(report: Report) -> str:
-    """What the judged share is called: accuracy needs gold."""
+    """What the judged share is called: accuracy needs gold, and of a set of labels it is of the whole set."""
+    if report.is_multilabel:
+        return "exact match" if report.has_gold else "exact agreement"
     return "accuracy" if report.has_gold else "agreement"
 
 
@@ -61,15 +63,18 @@ def judged_share(report: Report, system: System) -> Estimate | None:
 
 def systems_table(report: Report) -> Table:
     """One row a system, everything that is compared."""
-    gold = ("accuracy %",) if report.has_gold else ()
-    header = ("system", *gold, "macro-F1 %", "agreement with the teacher %", "p50 ms", "p90 ms")
+    gold = (f"{metric_name(report)} %",) if report.has_gold else ()
+    micro, alike = (("micro-F1 %",), "exact agreement") if report.is_multilabel else ((), "agreement")
+    header = ("system", *gold, *micro, "macro-F1 %", f"{alike} with the teacher %", "p50 ms", "p90 ms")
     costs = ("peak memory MB", "disk MB", "API USD per 1,000")
     rows = []
     for s in report.systems:
         judged = (percent(s.accuracy),) if report.has_gold else ()
+        over_labels = (percent(s.micro_f1),) if report.is_multilabel else ()
         times = (short(s.latency_p50_ms), short(s.latency_p90_ms))
         sizes = (short(s.peak_rss_bytes, 1e6), short(s.bytes, 1e6), usd(s.api_usd_per_1000_requests))
-        rows.append((marked(s), *judged, percent(s.macro_f1), percent(s.agreement), *times, *sizes))
+        f1 = (*over_labels, percent(s.macro_f1))
+        rows.append((marked(s), *judged, *f1, percent(s.agreement), *times, *sizes))
     return Table((*header, *costs), tuple(rows))
 
 
@@ -196,7 +201,7 @@ def choice_sentence(report: Report) -> str:
     told = {s.name: f"{s.name} ({_worth(report, s)})" for s in report.systems}
     if choice.difference is None:
         cheaper = choice.candidates[: choice.candidates.index(choice.chosen)]
-        rest = f"all that is cheaper is shown to be worse: {_listed(cheaper)}" if cheaper else "nothing is cheaper"
+        rest = f"all that is cheaper is shown to be worse: {listed(cheaper)}" if cheaper else "nothing is cheaper"
         return f"The {told[choice.best]} is the best, and {rest}."
     return (
         f"Cheapest not shown to be worse than the best: {told[choice.chosen]}; the best is {told[choice.best]}. "
@@ -219,12 +224,14 @@ def contention_note(report: Report) -> str:
 
 
 def _judging_note(report: Report) -> str:
-    how = f"over {report.conditions.rows} test rows, with 95 % intervals (shares: Wilson; macro-F1: bootstrap)."
+    f1, parted = ("micro-F1 and macro-F1", ",") if report.is_multilabel else ("macro-F1", " and")
+    how = f"over {report.conditions.rows} test rows, with 95 % intervals (shares: Wilson; {f1}: bootstrap)."
     if report.has_gold:
         teacher = next(s for s in report.systems if s.kind == "teacher")
         same = teacher.accuracy is not None and teacher.accuracy.value == 1
         alike = " On these rows the teacher's label is always the gold label: the two are one measure." if same else ""
-        return f"Accuracy and macro-F1 are against the gold labels, agreement is with the teacher's; all {how}{alike}"
+        share = metric_name(report).capitalize()
+        return f"{share}{parted} {f1} are against the gold labels, agreement is with the teacher's; all {how}{alike}"
     return (
         f"The test rows have no gold labels: everything is judged by the teacher's labels, {how} This says how well "
         "the teacher is imitated, not who is right."
@@ -251,7 +258,7 @@ def _time_notes(report: Report) -> Iterator[str]:
     starred = [s.name for s in report.systems if s.measured == AT_BUILD]
     if starred:
         yield (
-            f"* Time and memory of {_listed(starred)} were taken when the bundle was built, perhaps on another "
+            f"* Time and memory of {listed(starred)} were taken when the bundle was built, perhaps on another "
             "machine; loading with torch includes its import, and the floor's memory includes fitting it."
         )
     for system in report.systems:
@@ -260,5 +267,6 @@ def _time_notes(report: Report) -> Iterator[str]:
             yield f"No {lacking} is stated for the {system.name}: {system.latency_reason}."
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """One name or more, such as "a, b and c"."""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -11,9 +11,11 @@ from edgestill.distill.base import Base
 from edgestill.distill.causal import compute_dtype
 from edgestill.distill.encoder import new_encoder, save_encoder
 from edgestill.distill.loop import Mass
-from edgestill.distill.objectives import soft_target
+from edgestill.distill.objectives import set_losses, set_target, soft_target
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.teacher.protocol import Annotation
+from edgestill.runtime import label_sets
+from edgestill.runtime.decode import task_probabilities
 from edgestill.runtime.task import Task
 
 EVALUATION_ROWS = 64
@@ -21,7 +23,10 @@ EVALUATION_ROWS = 64
 
 @dataclass(frozen=True)
 class TextRow:
-    """One training row: token ids with the special ones, the wanted shares of the L labels, the class weight."""
+    """One training row: token ids with the special ones, the wanted shares of the L labels, the class weight.
+
+    The shares sum to 1 over the labels; of a set of labels each is between 0 and 1 on its own.
+    """
 
     ids: tuple[int, ...]
     shares: tuple[float, ...]
@@ -47,11 +52,12 @@ class EncoderLearner:
 
     def prepare(self, text: str, annotation: Annotation, weight: float) -> TextRow:
         """One row in token ids."""
-        odds = annotation.probabilities if self.train.soft_labels else None
-        names, train = self.task.label_names, self.train
+        names, train, ids = self.task.label_names, self.train, tuple(self.task.encode(self.tokenizer, text))
+        if self.task.is_multilabel:
+            return TextRow(ids, set_target(label_sets.split(annotation.label), names, train.label_smoothing), weight)
+        odds = annotation.probabilities if train.soft_labels else None
         soft = soft_target(annotation.label, odds, names, train.label_temperature, train.label_smoothing)
         wanted = soft or {annotation.label: 1.0}
-        ids = tuple(self.task.encode(self.tokenizer, text))
         return TextRow(ids, tuple(wanted.get(name, 0.0) for name in names), weight)
 
     def tokens(self, row: TextRow) -> int:
@@ -63,31 +69,29 @@ class EncoderLearner:
         return sum(row.weight for row in rows), 0.0
 
     def loss(self, rows: Sequence[TextRow], mass: Mass) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weighted cross-entropy with the wanted shares, in nats."""
+        """Weighted cross-entropy with the wanted shares, in nats; of a set of labels that of each, see `set_losses`."""
         logits = self.logits([row.ids for row in rows])
         wanted, weights = torch.tensor([row.shares for row in rows]), torch.tensor([row.weight for row in rows])
-        loss = -(weights * (wanted * logits.log_softmax(-1)).sum(-1)).sum() / mass[0]
+        losses = set_losses(logits, wanted) if self.task.is_multilabel else -(wanted * logits.log_softmax(-1)).sum(-1)
+        loss = (weights * losses).sum() / mass[0]
         return loss, torch.stack([loss.detach(), torch.tensor(0.0)])
 
     def logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """(R, L) for R rows of token ids in one pass; no row sees another."""
-        owner = torch.tensor([number for number, ids in enumerate(rows) for _ in ids])
-        positions = torch.tensor([[place for ids in rows for place in range(len(ids))]])
-        ids = torch.tensor([[token for ids in rows for token in ids]])
-        visible = (owner[:, None] == owner[None])[None, None]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
-            logits: torch.Tensor = self.model(ids, positions, visible, owner)
+            logits: torch.Tensor = self.model(rows)
         return logits
 
     def answers(self, texts: Sequence[str]) -> list[str]:
-        """The likeliest label of each text, by one forward pass a batch."""
-        best: list[int] = []
+        """The answer to each text as `Task.written` has it, by one forward pass a batch."""
+        said: list[str] = []
         self.model.eval()
         with torch.no_grad():
             for start in range(0, len(texts), EVALUATION_ROWS):
                 rows = [self.task.encode(self.tokenizer, text) for text in texts[start : start + EVALUATION_ROWS]]
-                best += self.logits(rows).argmax(-1).tolist()
-        return [self.task.labels[i].name for i in best]
+                chances = [task_probabilities(row.numpy(), self.task).tolist() for row in self.logits(rows)]
+                said += [self.task.written(self.task.chosen(one)) for one in chances]
+        return said
 
     def save(self, folder: Path) -> None:
         """The whole model, LoRA folded in: see `encoder.save_encoder`."""

@@ -59,9 +59,9 @@ def _row_of(where: str, record: dict[str, Any], recipe: Recipe, splits: dict[str
 
 
 def _read(where: str, record: dict[str, Any], recipe: Recipe) -> Correction:
-    label, rationale = record.get("label"), str(record.get("rationale") or "").strip()
-    if not isinstance(label, str) or label not in recipe.task.labels:
-        raise EdgestillError(
-            f"{where}: label {label!r:.80} is not one of {list(recipe.task.labels)}", "mend the corrections"
-        )
+    rationale = str(record.get("rationale") or "").strip()
+    try:
+        label = recipe.task.read(record.get("label"))
+    except EdgestillError as error:
+        raise EdgestillError(f"{where}: {error.message}", "mend the corrections") from None
     return Correction(label, redacted(rationale, recipe.teacher.redact)[0] or None)

@@ -155,12 +155,10 @@ def _gold(record: dict[str, Any], recipe: Recipe, where: str) -> str | None:
     value = record.get(recipe.data.gold)
     if value is None:
         raise EdgestillError(f"{where}: no gold column {recipe.data.gold!r}, found {sorted(record)}", "mend data.gold")
-    if str(value) not in recipe.task.labels:
-        raise EdgestillError(
-            f"{where}: gold label {str(value)!r} is not one of the recipe's labels {list(recipe.task.labels)}",
-            "add it to task.labels or mend the row",
-        )
-    return str(value)
+    try:
+        return recipe.task.read(value if isinstance(value, list) else str(value))
+    except EdgestillError as error:
+        raise EdgestillError(f"{where}: gold {error.message}", "add it to task.labels or mend the row") from None
 
 
 def _distinct_ids(test: Sequence[Row]) -> Iterator[Row]:

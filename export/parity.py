@@ -19,6 +19,9 @@ from edgestill.export.grid import BLOCK, Floats, Grid
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import GateFailed
 from edgestill.runtime.student import load
+from edgestill.runtime.task import Task
+
+Floats64 = NDArray[np.float64]
 
 # What int8 activations of both engines cost at most against torch's float32 product of the same weights, on the
 # probability of a label: a wide bound that catches a wrong weight, not a tight one that judges a kernel.
@@ -134,19 +137,22 @@ def _nbits(packed: NDArray[np.uint8], scales: NDArray[np.float16]) -> Floats:
 def check_answers(bundle: Path, engine: str) -> dict[str, Any]:
     """Answers of an engine on the golden rows against torch's on the same grid, through `runtime.load`.
 
+    A set of labels is kept when all of it is; a flip's margin is then that of the label that torch was surest of.
+
     Raises:
         GateFailed: labels or probabilities are farther away than int8 activations explain.
     """
     student = load(bundle, engine)
+    task = student.task
     kept, divergences, worst, margin = 0, [], 0.0, 0.0
     for row in manifest.read_jsonl(bundle / "golden.jsonl"):
         found = student.predict_text(row["text"])
-        p = np.array([row["probabilities"][name] for name in student.task.label_names])
-        q = np.array([found.probabilities[name] for name in student.task.label_names])
+        p = np.array([row["probabilities"][name] for name in task.label_names])
+        q = np.array([found.probabilities[name] for name in task.label_names])
         kept += found.label == row["label"]
         if found.label != row["label"]:
-            margin = max(margin, float(p.max() - p[student.task.index(found.label)]))
-        divergences.append(float((p * np.log(np.maximum(p, 1e-12) / np.maximum(q, 1e-12))).sum()))
+            margin = max(margin, _margin_flipped(p, q, task))
+        divergences.append(_divergence(p, q, task))
         worst = max(worst, float(np.abs(p - q).max()))
     rows = len(divergences)
     facts = {
@@ -161,6 +167,25 @@ def check_answers(bundle: Path, engine: str) -> dict[str, Any]:
             f"the {engine} file does not answer as the trained weights do: {facts}", "report this as a bug"
         )
     return facts
+
+
+def _divergence(p: Floats64, q: Floats64, task: Task) -> float:
+    """KL divergence in nats of the engine's (L,) probabilities from torch's; of a set the mean over its labels' own."""
+    if not task.is_multilabel:
+        return _kl_nats(p, q)
+    return sum(_kl_nats(np.array([a, 1 - a]), np.array([b, 1 - b])) for a, b in zip(p, q, strict=True)) / len(p)
+
+
+def _kl_nats(p: Floats64, q: Floats64) -> float:
+    return float((p * np.log(np.maximum(p, 1e-12) / np.maximum(q, 1e-12))).sum())
+
+
+def _margin_flipped(p: Floats64, q: Floats64, task: Task) -> float:
+    """How sure torch was of what the engine changed: its best label over the engine's, or a label over its absence."""
+    if not task.is_multilabel:
+        return float(p.max() - p[q.argmax()])
+    changed = (p >= task.threshold) != (q >= task.threshold)
+    return float(2 * np.abs(p - task.threshold)[changed].max())
 
 
 def tokenizer_probes(texts: Sequence[str], seed: int = 0) -> list[str]:

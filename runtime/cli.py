@@ -196,7 +196,9 @@ def _same_numbers(folder: Path, facts: Any) -> Any:
 
 
 def _print_answer(answer: dict[str, Any]) -> None:
-    typer.echo(f"{answer['label']}  {answer['probabilities'][answer['label']]:.1%}  {answer['latency_ms']:.1f} ms")
+    chances = answer["probabilities"]
+    sure = ", ".join(f"{chances[name]:.1%}" for name in answer["labels"]) or f"none above {max(chances.values()):.1%}"
+    typer.echo(f"{answer['label']}  {sure}  {answer['latency_ms']:.1f} ms")
     if "reason" in answer:
         typer.echo(answer["reason"])
 

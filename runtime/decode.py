@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgestill.runtime.session import Session
+from edgestill.runtime.task import Task
 
 Probabilities = NDArray[np.float64]
 
@@ -24,6 +25,18 @@ def log_softmax(logits: NDArray[Any]) -> Probabilities:
 def label_probabilities(logits: NDArray[Any], token_ids: Sequence[int]) -> Probabilities:
     """Softmax over the L logits of `token_ids` at one position; (V,) -> (L,)."""
     return np.exp(log_softmax(logits[list(token_ids)]))
+
+
+def independent_probabilities(logits: NDArray[Any], token_ids: Sequence[int]) -> Probabilities:
+    """Logistic sigmoid of the L logits of `token_ids`, each on its own; (V,) -> (L,)."""
+    half = logits[list(token_ids)].astype(np.float64) / 2
+    return np.asarray((1 + np.tanh(half)) / 2)  # as 1 / (1 + exp(-x)), but nothing overflows
+
+
+def task_probabilities(logits: NDArray[Any], task: Task) -> Probabilities:
+    """What the task's labels get at the answer's position, (V,) -> (L,): shares of 1, of a set each its own."""
+    probabilities = independent_probabilities if task.is_multilabel else label_probabilities
+    return probabilities(logits, [label.token_id for label in task.labels])
 
 
 def trie_probabilities(session: Session, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Probabilities:

@@ -31,11 +31,14 @@ Fields = str | Mapping[str, Any]
 class Prediction:
     """One answer.
 
-    `probabilities` sum to 1 over the labels asked about; `latency_ms` is wall time from text in to answer out,
-    tokenization included.
+    `label` is the answer as one text: a label, or of a multilabel task the set as `label_sets` writes it, such as
+    "lights | music" or "(none)"; `labels` are its names. `probabilities` are by label: of one answer they sum to 1 over
+    the labels asked about, of a set each is that label's own, whatever the others are. `latency_ms` is wall time from
+    text in to answer out, tokenization included.
     """
 
     label: str
+    labels: tuple[str, ...]
     probabilities: dict[str, float]
     latency_ms: float
     prompt_tokens: int
@@ -88,14 +91,15 @@ class Student:
         with self._fresh_session():
             if labels is None:
                 names: Sequence[str] = self.task.label_names
-                token_ids = [label.token_id for label in self.task.labels]
-                chances = decode.label_probabilities(self._session.logits(ids), token_ids)
+                chances = decode.task_probabilities(self._session.logits(ids), self.task)
+                chosen = self.task.chosen(chances.tolist())
             else:
                 names = _distinct(labels)
                 chances = decode.trie_probabilities(self._session, ids, [self._answer_ids(name) for name in names])
-        best = names[int(np.argmax(chances))]
+                chosen = (names[int(np.argmax(chances))],)
         probabilities = {name: float(p) for name, p in zip(names, chances, strict=True)}
-        return Prediction(best, probabilities, (time.perf_counter() - start) * 1e3, len(ids))
+        said, elapsed_ms = self.task.written(chosen), (time.perf_counter() - start) * 1e3
+        return Prediction(said, chosen, probabilities, elapsed_ms, len(ids))
 
     def predict_many(self, rows: Iterable[Fields]) -> Iterator[Prediction]:
         """`predict` for each row, in order, lazily."""

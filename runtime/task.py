@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgestill.runtime import label_sets
 from edgestill.runtime.errors import EdgestillError
 
 ANSWER_SUFFIX = "\nAnswer:"
@@ -38,6 +39,8 @@ class Label:
 class Task:
     """A finished classification task, as `task.json` in the bundle holds it.
 
+    `kind` is classify, where one label answers, or multilabel, where all do whose own probability is at least
+    `threshold`, perhaps none.
     `answer` is path, token or head, see `Label`; with head, `bos_token_id` and `eos_token_id` are the special tokens
     that an encoder wants around a text. `none` names the label that means "none of these", if one does.
     """
@@ -55,12 +58,18 @@ class Task:
     eos_token_id: int
     redact: tuple[str, ...] = ()
     none: str | None = None
+    threshold: float = 0.5
     schema: str = "edgestill-task/1"
 
     @property
     def is_head(self) -> bool:
         """Whether a classification head answers, so that the student labels and writes nothing."""
         return self.answer == "head"
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether the answer is a set of labels, and not one of them."""
+        return self.kind == "multilabel"
 
     @property
     def label_names(self) -> list[str]:
@@ -118,6 +127,16 @@ class Task:
         raise EdgestillError(
             f"no part of the text fits into {self.max_text_tokens} tokens", "raise data.max_text_tokens"
         )
+
+    def chosen(self, chances: Sequence[float]) -> tuple[str, ...]:
+        """The names that answer, given the L probabilities of `decode.task_probabilities`: one, or a set in order."""
+        if self.is_multilabel:
+            return tuple(name for name, p in zip(self.label_names, chances, strict=True) if p >= self.threshold)
+        return (self.label_names[max(range(len(chances)), key=chances.__getitem__)],)
+
+    def written(self, names: Sequence[str]) -> str:
+        """The answer as one text: the only name, or a set as `label_sets` writes it."""
+        return label_sets.join(names, self.label_names) if self.is_multilabel else names[0]
 
     def index(self, name: str) -> int:
         """Position of a label in every probability vector; -1 for a name the task does not know."""

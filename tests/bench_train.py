@@ -297,6 +297,6 @@ if __name__ == "__main__":
         print(json.dumps(children[sys.argv[1]](Case(**json.loads(sys.argv[2])), Path(sys.argv[3]), *sys.argv[4:])))
     else:
         parser = argparse.ArgumentParser()
-        for flag, number in (("--rows", 192), ("--dev", 48), ("--epochs", 1), ("--repeats", 2)):
+        for flag, number in (("--rows", 96), ("--dev", 24), ("--epochs", 1), ("--repeats", 2)):
             parser.add_argument(flag, type=int, default=number)
         main(parser.parse_args())

@@ -12,7 +12,8 @@ from edgestill.runtime import manifest, metrics
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN, END = "<!-- measured: {} -->", "<!-- end of measured -->"
-STYLE = """<style>text{font:11px sans-serif;fill:#333}.axis,.grid{stroke:#ccc}line,path{fill:none;stroke:#888}
+STYLE = """<style>svg{background:#fff}text{font:11px sans-serif;fill:#333;stroke:none!important}
+.axis,.grid{stroke:#ccc}line,path{fill:none;stroke:#888}
 .floor{fill:#888;stroke:#888}.minilm{fill:#1b6ca8;stroke:#1b6ca8}.smollm2{fill:#c0392b;stroke:#c0392b}
 .cut{fill:#d68910;stroke:#d68910}</style>"""
 SHAPES = {

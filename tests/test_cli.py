@@ -20,7 +20,7 @@ BAD_RECIPES = {
     "one label": ("labels: [red, green]", "labels: [red]", "wanted at least 2"),
     "missing file": ("pool: pool.jsonl", "pool: nothing.jsonl", "no file"),
     "missing field": ("data: {", 'data: {text: "{body}", ', "the field 'body' is missing"),
-    "gold label": ("gold: gold", "gold: text", "is not one of the recipe's labels"),
+    "gold label": ("gold: gold", "gold: text", "is not one of"),
     "hub id": ("pool: pool.jsonl", "pool: nobody/nothing", "is no file here"),
     "teacher": ("kind: replay, path: teacher.jsonl", "kind: openai, model: x", "OPENAI_API_KEY holds no key"),
 }

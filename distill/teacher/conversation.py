@@ -84,7 +84,7 @@ def resolve(prompter: Prompter, text: str, votes: int, twice: bool, lookup: Look
         if response is None:
             return Needs([request])
         steps.append(Step(request, response))
-        reading = read_response(response, prompter.labels)
+        reading = read_response(response, prompter.labels, prompter.several)
         asked = {step.request.purpose for step in steps}
         if reading.reason in CUT_OFF and "longer" not in asked:
             request = prompter.longer(request)
@@ -102,7 +102,7 @@ def _with_confidence(
 ) -> Resolved | Needs:
     label, labels, response = str(found.reading.label), prompter.labels, found.steps[-1].response
     odds = response.get("label_probabilities")
-    if odds is None and response.get("logprobs"):
+    if odds is None and response.get("logprobs") and not prompter.several:
         odds = label_probabilities(response["logprobs"], label, labels)
     wanted = [prompter.vote(text, number) for number in range(1, votes + 1)] if odds is None else []
     wanted += [prompter.again(text)] if twice else []
@@ -110,7 +110,7 @@ def _with_confidence(
     if missing := [request for request, known in extra if known is None]:
         return Needs(missing)
     steps = tuple(Step(request, known) for request, known in extra if known is not None)
-    said = [(s.request.purpose, read_response(s.response, labels).label) for s in steps]
+    said = [(s.request.purpose, read_response(s.response, labels, prompter.several).label) for s in steps]
     voted = [name for purpose, name in said if purpose == "vote" and name is not None]
     second = [name for purpose, name in said if purpose == "agreement"]
     return Resolved(

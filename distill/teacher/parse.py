@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from edgestill.runtime import label_sets
+
 # Thinking that a server left in the content, with or without its opening tag. An answer begins with { or a fence.
 THINKING = re.compile(r"(?:(?!\s*[{`]).*?</think>)+", re.DOTALL)
 # Openings of a refusal in prose, for endpoints that have no `refusal` field.
@@ -19,9 +21,8 @@ REFUSAL = re.compile(
     r"|i apologi[sz]e\b|i (?:can(?:not|\W?t)|won\W?t|must decline)\b|as an ai\b)",
     re.IGNORECASE,
 )
-LABEL_LINE = re.compile(
-    r"^[^\w\n]*(?:final )?(?:label|answer|class|category)[^\w\n]*[:=]\s*(\S.*)", re.IGNORECASE | re.MULTILINE
-)
+LINE = r"^[^\w\n]*(?:final )?(?:%s|answer|class|category)[^\w\n]*[:=]\s*(\S.*)"
+LABEL_LINE, LABELS_LINE = (re.compile(LINE % key, re.IGNORECASE | re.MULTILINE) for key in ("label", "labels?"))
 RATIONALE_LINE = re.compile(
     r"^[^\w\n]*(?:rationale|reason(?:ing)?|explanation)[^\w\n]*[:=][\s*]*(\S.*)", re.IGNORECASE | re.MULTILINE
 )
@@ -34,7 +35,10 @@ QUOTES = " \t\r\n\"'`*\u2018\u2019\u201c\u201d\xab\xbb"
 
 @dataclass(frozen=True)
 class Reading:
-    """What an answer says. Exactly one of `label` and `reason` is set; `reason` is a reason of the ledger."""
+    """What an answer says. Exactly one of `label` and `reason` is set; `reason` is a reason of the ledger.
+
+    A set of labels stands in `label` as `label_sets` writes it.
+    """
 
     label: str | None = None
     rationale: str | None = None
@@ -42,12 +46,13 @@ class Reading:
     detail: str = ""
 
 
-def read_response(response: dict[str, Any], labels: Sequence[str]) -> Reading:
+def read_response(response: dict[str, Any], labels: Sequence[str], several: bool = False) -> Reading:
     """Judge a stored response: how it ended first, then what it says.
 
     Args:
         response: content, refusal, finish_reason, usage; or error {status, code, message}.
         labels: the allowed labels, as they are written.
+        several: whether an answer is a set of them and not one.
     """
     if (error := response.get("error")) is not None:
         return Reading(reason=error["reason"], detail=f"HTTP {error['status']}: {error['message']}")
@@ -57,28 +62,31 @@ def read_response(response: dict[str, Any], labels: Sequence[str]) -> Reading:
     if response.get("refusal"):
         return Reading(reason="refused", detail=str(response["refusal"]))
     if finish != "length":
-        return read_text(content, labels)
+        return read_text(content, labels, several)
     reasoning = (response.get("usage") or {}).get("reasoning_tokens") or 0
     if not _answer(content) and (reasoning or content.strip()):
         return Reading(reason="reasoning_used_budget", detail=f"{reasoning or 'all'} reasoning tokens left no room")
     return Reading(reason="truncated", detail="the answer reached max_tokens")
 
 
-def read_text(content: str, labels: Sequence[str]) -> Reading:
+def read_text(content: str, labels: Sequence[str], several: bool = False) -> Reading:
     """Label and rationale of a text: a JSON object wherever it stands, lines such as `Label: x`, or the bare label.
 
     A label that merely occurs in prose is not taken for an answer, nor is one of several that contradict each other.
+    With `several` the answer is a set of labels: a list, or names with bars between them.
     """
     text = _answer(content)
     if not text:
         return Reading(reason="empty", detail="no content")
     objects, rest = _objects(text)
-    found = [(each["label"], each.get("rationale") or each.get("reason")) for each in objects if "label" in each]
+    keys, match = (("labels", "label"), _match_set) if several else (("label",), _match)
+    answers = [(each, key) for each in objects if (key := next((k for k in keys if k in each), None)) is not None]
+    found = [(each[key], each.get("rationale") or each.get("reason")) for each, key in answers]
     if not found:
         rationale = RATIONALE_LINE.search(rest)
-        lines: list[str] = LABEL_LINE.findall(rest) or [text]
+        lines: list[str] = (LABELS_LINE if several else LABEL_LINE).findall(rest) or [text]
         found = [(line, rationale and rationale[1]) for line in lines]
-    allowed = {name: why for said, why in found if (name := _match(said, labels)) is not None}
+    allowed = {name: why for said, why in found if (name := match(said, labels)) is not None}
     if len(allowed) == 1:
         label, why = allowed.popitem()
         return Reading(label, _clean(why) or None if isinstance(why, str) else None)
@@ -88,10 +96,19 @@ def read_text(content: str, labels: Sequence[str]) -> Reading:
         return Reading(reason="refused", detail=_clean(rest)[:200])
     said = found[-1][0]
     if said is text:
-        return Reading(reason="unparsable", detail="no JSON object with a label")
+        return Reading(reason="unparsable", detail=f"no JSON object with {'labels' if several else 'a label'}")
+    return _unusable_set(said, labels) if several and isinstance(said, list) else _unusable(said)
+
+
+def _unusable(said: object) -> Reading:
     if not isinstance(said, str):
         return Reading(reason="unparsable", detail=f"label is of type {type(said).__name__}, not text")
     return Reading(reason="label_not_allowed", detail=f"label is {said.strip()[:80]!r}")
+
+
+def _unusable_set(said: list[object], labels: Sequence[str]) -> Reading:
+    """Why a list is no set of labels: the first in it that is none."""
+    return _unusable(next(each for each in said if _match(each, labels) is None))
 
 
 def _answer(content: str) -> str:
@@ -109,6 +126,15 @@ def _match(said: object, labels: Sequence[str]) -> str | None:
         return None
     said = said.strip()
     return said if said in labels else _by_plain_name(tuple(labels)).get(_plain(said))
+
+
+def _match_set(said: object, labels: Sequence[str]) -> str | None:
+    """The set that `said` is, as `label_sets` writes it: a list of names or names with bars; each as in `_match`."""
+    parts = label_sets.split(said) if isinstance(said, str) and said.strip() else said
+    if not isinstance(parts, list | tuple):
+        return None
+    names = [name for part in parts if (name := _match(part, labels)) is not None]
+    return label_sets.join(names, labels) if len(names) == len(parts) else None
 
 
 @lru_cache(maxsize=8)

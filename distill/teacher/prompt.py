@@ -89,7 +89,7 @@ class Prompter:
         self._recipe, self._host, self._model = recipe, host, model
         self.dialect = dialect
         self.wants_rationale = recipe.task.rationale
-        self.labels = list(recipe.task.labels)
+        self.labels, self.several = list(recipe.task.labels), recipe.task.is_multilabel
         self.system = _instructions(recipe)
         self._schema = _response_format(recipe, dialect.answer_format)
 
@@ -106,9 +106,8 @@ class Prompter:
     def repair(self, request: Request, answer: str, problem: str) -> Request:
         """The same, with the unusable answer and what is wrong with it."""
         names = ", ".join(json.dumps(label, ensure_ascii=False) for label in self.labels)
-        complaint = (
-            f"That answer cannot be used: {problem}. Answer again with the JSON object alone; label is one of {names}."
-        )
+        wanted = "labels is a list of all that fit, perhaps none, of" if self.several else "label is one of"
+        complaint = f"That answer cannot be used: {problem}. Answer again with the JSON object alone; {wanted} {names}."
         said = [{"role": "assistant", "content": answer}, {"role": "user", "content": complaint}]
         return self._request("repair", [*request.body["messages"], *said], request.completion_bound_tokens)
 
@@ -139,7 +138,8 @@ class Prompter:
 def first_dialect(recipe: Recipe) -> Dialect:
     """What is tried first: everything that the recipe does not switch off."""
     wanted = recipe.teacher.answer_format
-    return Dialect("json_schema" if wanted == "auto" else wanted, recipe.teacher.logprobs)
+    asks_odds = recipe.teacher.logprobs and not recipe.task.is_multilabel  # they tell the odds of one label
+    return Dialect("json_schema" if wanted == "auto" else wanted, asks_odds)
 
 
 def endpoint_host(base_url: str) -> str:
@@ -150,15 +150,20 @@ def endpoint_host(base_url: str) -> str:
 
 
 def _keys(recipe: Recipe) -> list[str]:
+    answer = "labels" if recipe.task.is_multilabel else "label"
     if not recipe.task.rationale:
-        return ["label"]
-    return ["rationale", "label"] if recipe.teacher.rationale_order == "before" else ["label", "rationale"]
+        return [answer]
+    return ["rationale", answer] if recipe.teacher.rationale_order == "before" else [answer, "rationale"]
 
 
 def _instructions(recipe: Recipe) -> str:
     """Zero-shot: what is asked, the labels with their meaning, the shape of the answer (arXiv 2403.15886)."""
     lines = [f"- {name}: {text}" if text else f"- {name}" for name, text in recipe.task.labels.items()]
-    said = {"rationale": "one short sentence that says why", "label": "one of the labels above, as it is written there"}
+    said: dict[str, Any] = {
+        "rationale": "one short sentence that says why",
+        "label": "one of the labels above, as it is written there",
+        "labels": ["every label above that fits, as it is written there; an empty list if none fits"],
+    }
     shape = json.dumps({key: said[key] for key in _keys(recipe)}, ensure_ascii=False)
     listed = "\n".join(lines)
     return f"{recipe.task.instruction}\n\nLabels:\n{listed}\n\nAnswer with one JSON object and nothing else:\n{shape}"
@@ -167,9 +172,11 @@ def _instructions(recipe: Recipe) -> str:
 def _response_format(recipe: Recipe, answer_format: str) -> dict[str, Any] | None:
     if answer_format == "text":
         return None
+    label = {"type": "string", "enum": list(recipe.task.labels)}
     kinds: dict[str, Any] = {
         "rationale": {"type": "string"},
-        "label": {"type": "string", "enum": list(recipe.task.labels)},
+        "label": label,
+        "labels": {"type": "array", "items": label},
     }
     keys = _keys(recipe)
     properties = {key: kinds[key] for key in keys}

@@ -16,7 +16,10 @@ from edgestill.runtime.task import redacted
 
 
 class ReplayTeacher:
-    """Answers from a file with the fields text and label or raw, and where known rationale, probabilities, usage."""
+    """Answers from a file with the fields text and label or raw, and where known rationale, probabilities, usage.
+
+    Where a row has a set of labels, `label` is a list of them, or text with bars between them.
+    """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         """Read all recorded answers.
@@ -26,7 +29,7 @@ class ReplayTeacher:
         """
         self.name = recipe.teacher.model or f"recorded answers ({path.name})"
         self.fingerprint = replay_fingerprint(path)
-        self._labels = list(recipe.task.labels)
+        self._task, self._labels = recipe.task, list(recipe.task.labels)
         self._answers: dict[str, dict[str, Any]] = {}
         for where, record in read_records(str(path), "train"):
             if not isinstance(record.get("text"), str):
@@ -48,16 +51,18 @@ class ReplayTeacher:
         tokens = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
         if reading.label is None:
             return Rejection(row.id, str(reading.reason), reading.detail, raw, *tokens)
-        odds = _distribution(record.get("probabilities"), self._labels)
+        odds = None if self._task.is_multilabel else _distribution(record.get("probabilities"), self._labels)
         return Annotation(row.id, reading.label, odds, reading.rationale, *tokens, None, raw, requests=1)
 
     def _read(self, record: dict[str, Any]) -> Reading:
         label = record.get("label")
         if "label" not in record and isinstance(record.get("raw"), str):
-            return read_text(record["raw"], self._labels)
-        if not isinstance(label, str):
+            return read_text(record["raw"], self._labels, self._task.is_multilabel)
+        if not isinstance(label, (str, list) if self._task.is_multilabel else str):
             return Reading(reason="unparsable", detail=f"label is {label!r}")
-        if label not in self._labels:
+        try:
+            label = self._task.read(label)
+        except EdgestillError:
             return Reading(reason="label_not_allowed", detail=f"label is {label!r}")
         return Reading(label, str(record["rationale"]).strip() or None if record.get("rationale") else None)
 

@@ -64,11 +64,12 @@ def handmade(tmp_path: Path) -> Callable[..., Handmade]:
         torch: Sequence[str] | None = None,
         none: str | None = None,
         size_bytes: int = 90_000_000,
+        kind: str = "classify",
     ) -> Handmade:
         folder = tmp_path / ("bundle" if student == "student" else student)
         (folder / "bundle.json").unlink(missing_ok=True)
         _write_reference(folder / "reference", gold, teacher, {"floor": floor, "base": base, "student": torch})
-        manifest.save(folder / "task.json", _task(none))
+        manifest.save(folder / "task.json", _task(none, kind))
         files = {p.relative_to(folder).as_posix(): manifest.sha256_file(p) for p in folder.rglob("*") if p.is_file()}
         manifest.save(folder / "bundle.json", _bundle(name, student, files))
         measured = measurement(artifact, latencies_ms, student)
@@ -127,9 +128,9 @@ def _prediction(system: str, row_id: str, label: str, number: int) -> dict[str, 
     }
 
 
-def _task(none: str | None) -> Task:
+def _task(none: str | None, kind: str) -> Task:
     return Task(
-        kind="classify",
+        kind=kind,
         instruction="Is it so?",
         labels=tuple(Label(name, "", number, f" {name}") for number, name in enumerate(("yes", "no", "never"))),
         text="{text}",

@@ -24,7 +24,7 @@ def answers(name, mistakes, latency_ms=1.0, size_bytes=1, kind="artifact"):
 
 
 def ordered(systems):
-    reference = Reference((), tuple(TRUTH), ("a", "b"), None, answers("teacher", 0, kind="teacher"), (), "")
+    reference = Reference((), tuple(TRUTH), ("a", "b"), None, answers("teacher", 0, kind="teacher"), (), "", "classify")
     return candidates_of(reference, systems)
 
 

@@ -34,6 +34,7 @@ class Asking:
     teacher: dict[str, Any] = field(default_factory=dict)
     budget: dict[str, Any] = field(default_factory=dict)
     task: dict[str, Any] = field(default_factory=dict)
+    student: dict[str, Any] = field(default_factory=dict)
     stopped: EdgestillError | None = None
 
     def recipe(self) -> Recipe:
@@ -42,7 +43,7 @@ class Asking:
         task = {"instruction": "Which colour?", "labels": LABELS} | self.task
         return Recipe.model_validate(
             {"name": "asked", "task": task, "data": {"pool": "pool.jsonl"}}
-            | {"teacher": section | self.teacher, "budget": self.budget}
+            | {"teacher": section | self.teacher, "budget": self.budget, "student": self.student}
         )
 
     def ask(self, texts: list[str]) -> Ledger:
