@@ -1,4 +1,7 @@
-"""An encoder as a student in training: rows packed into one sequence, all weights or LoRA on the trunk. No loop."""
+"""An encoder as a student in training: rows packed into one sequence, all weights or LoRA on the trunk. No loop.
+
+All weights are all but the word vectors: half of a small encoder, and most of what a step would have to write.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,13 +44,15 @@ class EncoderLearner:
         self.train, self.task, self.tokenizer = recipe.train, task, tokenizer
         self.dtype = compute_dtype(recipe.train.precision)
         self.model = new_encoder(Path(base.folder), len(task.labels))
-        if not recipe.the_student.full_tuning:
+        if recipe.the_student.full_tuning:
+            self.model.trunk.get_input_embeddings().requires_grad_(False)
+        else:
             self.model.trunk = _with_lora(self.model.trunk, recipe)
         self.model.train()
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """All weights, or those of LoRA and the head."""
+        """All weights but the word vectors, or those of LoRA and the head."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def prepare(self, text: str, annotation: Annotation, weight: float) -> TextRow:

@@ -10,8 +10,8 @@ from edgestill.distill.section import Section
 Kind = Literal["causal", "encoder"]
 # What a recipe that says nothing means, by the kind of the student; chosen on development rows, see docs/students.md.
 BY_KIND: dict[Kind, dict[str, Any]] = {
-    "causal": {"epochs": 2.0, "learning_rate": 1e-3, "batch_rows": 8},
-    "encoder": {"epochs": 10.0, "learning_rate": 3e-4, "batch_rows": 16},
+    "causal": {"learning_rate": 1e-3, "batch_rows": 8},
+    "encoder": {"learning_rate": 3e-4, "batch_rows": 16},
 }
 
 
@@ -25,10 +25,10 @@ class LoraSection(Section):
 class TrainSection(Section):
     """How it learns. `rationale_weight` w gives the loss (1 - w) * label + w * rationale (arXiv 2403.15886).
 
-    None of `epochs`, `learning_rate` and `batch_rows` means what suits the student's kind. `batch_rows` are learnt from
-    in one step; `pass_rows`, if given, is how many of them go through the model at a time, which changes memory and not
-    the result. `precision` is that of products and of a decoder's base, auto is bfloat16 where the processor has it;
-    what is trained is float32 in any case.
+    None of `epochs`, `learning_rate` and `batch_rows` means what suits the student's kind and the number of rows.
+    `batch_rows` are learnt from in one step; `pass_rows`, if given, is how many of them go through the model at a time,
+    which changes memory and not the result. `precision` is that of products and of a decoder's base, auto is bfloat16
+    where the processor has it; what is trained is float32 in any case.
     """
 
     objective: Literal["label", "label+rationale"] = "label+rationale"
@@ -80,8 +80,15 @@ class StudentSection(Section):
 
     @property
     def full_tuning(self) -> bool:
-        """Whether all weights are trained: an encoder's, unless the recipe says lora."""
+        """Whether all weights but word vectors are trained: an encoder's, unless the recipe says lora."""
         return self.kind == "encoder" and self.tuning != "lora"
+
+    def epochs(self, rows: int) -> float:
+        """How often to learn from `rows` rows where the recipe does not say: a decoder twice, an encoder 10 times.
+
+        An encoder with more than 2,000 rows less often, for 20,000 rows seen in all, but 4 times at least.
+        """
+        return 2.0 if self.kind == "causal" else max(4.0, min(10.0, 20_000 / rows))
 
     @property
     def called(self) -> str:

@@ -108,12 +108,13 @@ def train_learner(
 ) -> tuple[AnyLearner, TrainingLoop[Any], Loop]:
     """`train_student` without a folder: the trained student in memory, its loop, and how that went."""
     recipe = recipe.alone(recipe.the_student)
+    train = recipe.train.model_copy(update={"epochs": recipe.train.epochs or recipe.the_student.epochs(len(pairs))})
     torch.manual_seed(recipe.train.seed)
     torch.set_num_threads(usable_cores())
     learner = LEARNERS[recipe.the_student.kind](recipe, base, task, tokenizer)
     weights = class_weights([annotation.label for _, annotation in pairs], recipe.train.class_weights)
     rows: list[Any] = [learner.prepare(row.text, a, weights[a.label]) for row, a in pairs]
-    loop = TrainingLoop[Any](learner, rows, recipe.train, checkpoint)
+    loop = TrainingLoop[Any](learner, rows, train, checkpoint)
     return learner, loop, loop.run(progress)
 
 

