@@ -5,8 +5,10 @@ Needs the base's tokenizer only.
 
 import itertools
 import json
+import re
 import string
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ def build_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
     """The finished task: labels with their answer tokens, prompt suffixes, limits and the end-of-sequence id.
 
     `answer: path` lets the first token of each label's name answer for it and needs these tokens to differ;
-    `answer: token` gives each label a vocabulary token of its own, written before the name. `auto` takes path where
-    it can. An encoder answers with its head: an output a label.
+    `answer: token` gives each label a vocabulary token of its own, written before the name: see `answer_words`. `auto`
+    takes path where it can. An encoder answers with its head: an output a label.
 
     Raises:
         UsageError: `answer: path` with labels that begin alike, or more labels than there are answer tokens.
@@ -38,10 +40,7 @@ def build_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
     if answer == "path":
         completions = [" " + name for name in names]
     else:
-        letters = list(itertools.islice(_answer_tokens(tokenizer), len(names)))
-        if len(letters) < len(names):
-            raise UsageError(f"{len(names)} labels, but the vocabulary has only {len(letters)} answer tokens")
-        completions = [f"{letter} {name}" for letter, name in zip(letters, names, strict=True)]
+        completions = [f"{word} {name}" for word, name in zip(answer_words(names, tokenizer), names, strict=True)]
     tokens = first_token_ids(tokenizer, completions)
     return Task(
         kind=recipe.task.kind,
@@ -91,13 +90,60 @@ def _head_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
     )
 
 
-def _answer_tokens(tokenizer: Any) -> Iterator[str]:
+def answer_words(names: Sequence[str], tokenizer: Any) -> list[str]:
+    """For each label a token of its own, with its blank: where possible a word of its name, else a letter or two.
+
+    Words begin where the base's own sense of the text points; letters would have to be learnt from nothing. As many
+    labels as possible get a word, rarer words first (Kuhn's augmenting paths).
+
+    Raises:
+        UsageError: more labels than tokens.
+    """
+    words = [list(dict.fromkeys(_one_token(tokenizer, name))) for name in names]
+    count = Counter(word for own in words for word in own)
+    taken: dict[str, int] = {}
+
+    def place(label: int, tried: set[str]) -> bool:
+        for word in sorted(words[label], key=lambda word: count[word]):
+            if word not in tried:
+                tried.add(word)
+                if word not in taken or place(taken[word], tried):
+                    taken[word] = label
+                    return True
+        return False
+
+    for label in range(len(names)):
+        place(label, set())
+    found = {label: word for word, label in taken.items()}
+    letters = (letter for letter in _letters(tokenizer) if letter not in taken)
+    chosen = [found.get(label) or next(letters, None) for label in range(len(names))]
+    if None in chosen:
+        raise UsageError(
+            f"{len(names)} labels, but the vocabulary has only {chosen.index(None)} answer tokens for them"
+        )
+    return [word for word in chosen if word is not None]
+
+
+def _one_token(tokenizer: Any, name: str) -> Iterator[str]:
+    """Words of a label's name that are one token after a blank and before another word."""
+    for word in re.findall(r"[^\W\d_]{2,}", name):
+        for spelt in (" " + word.lower(), " " + word):
+            if _stands_alone(tokenizer, spelt):
+                yield spelt
+                break
+
+
+def _letters(tokenizer: Any) -> Iterator[str]:
     """` A` to ` Z`, then ` a` to ` z`, then pairs of letters: those that are one token each, in a fixed order."""
     letters = string.ascii_uppercase + string.ascii_lowercase
     for piece in itertools.chain(letters, map("".join, itertools.product(letters, repeat=2))):
-        ids = tokenizer.encode(" " + piece + " x", add_special_tokens=False).ids
-        if len(ids) == 2 and ids[:1] == tokenizer.encode(" " + piece, add_special_tokens=False).ids:
+        if _stands_alone(tokenizer, " " + piece):
             yield " " + piece
+
+
+def _stands_alone(tokenizer: Any, piece: str) -> bool:
+    ids = tokenizer.encode(piece + " x", add_special_tokens=False).ids
+    return len(ids) == 2 and ids[:1] == tokenizer.encode(piece, add_special_tokens=False).ids
 
 
 def _bos_token_id(tokenizer: Any) -> int | None:

@@ -45,7 +45,8 @@ class Packed:
     """A batch of rows as one sequence of T tokens, with N positions that carry loss.
 
     Shapes: ids (1, T), positions (1, T), blocks of the T tokens; sources (N,) index into T of the hidden state that
-    predicts, targets (N,) the token id, tasks (N,) 0 label or 1 rationale, weights (N,) float32. Soft targets, K of
+    predicts, targets (N,) the token id, tasks (N,) 0 label or 1 rationale, weights (N,) float32, see
+    `answer_shares`. Soft targets, K of
     them: soft_at (K,) index into N, soft_ids (K,) vocabulary ids, soft_shares (K,) float32, summing to 1 over equal
     soft_at.
     """
@@ -88,7 +89,8 @@ def pack(examples: Sequence[Example]) -> Packed:
             sources += [before, *range(first + len(rest), len(ids))]
             targets += branch.completion
             tasks += [task] * len(branch.completion)
-            weights += [example.weight if task == 0 else 1.0] * len(branch.completion)
+            count = len(branch.completion)
+            weights += [example.weight * share for share in answer_shares(count)] if task == 0 else [1.0] * count
         rows += [row] * (len(ids) - start)
     row_of, branch_of = torch.tensor(rows), torch.tensor(branches)
     visible = (row_of[:, None] == row_of[None]) & ((branch_of[None] == 0) | (branch_of[:, None] == branch_of[None]))
@@ -104,6 +106,11 @@ def pack(examples: Sequence[Example]) -> Packed:
         soft_ids=torch.tensor([token for _, token, _ in soft], dtype=torch.long),
         soft_shares=torch.tensor([share for _, _, share in soft]),
     )
+
+
+def answer_shares(count: int) -> list[float]:
+    """How much each of a label's `count` tokens weighs, `count` in all: half of it at the first, which decides."""
+    return [count / 2, *[count / 2 / (count - 1)] * (count - 1)] if count > 1 else [1.0]
 
 
 def packed_tokens(example: Example) -> int:

@@ -13,6 +13,8 @@ BY_KIND: dict[Kind, dict[str, Any]] = {
     "causal": {"learning_rate": 1e-3, "batch_rows": 8},
     "encoder": {"learning_rate": 3e-4, "batch_rows": 16},
 }
+# rows to see in all, fewest and most epochs
+ROWS_SEEN: dict[Kind, tuple[int, float, float]] = {"causal": (8_000, 2.0, 8.0), "encoder": (20_000, 4.0, 10.0)}
 
 
 class LoraSection(Section):
@@ -84,11 +86,12 @@ class StudentSection(Section):
         return self.kind == "encoder" and self.tuning != "lora"
 
     def epochs(self, rows: int) -> float:
-        """How often to learn from `rows` rows where the recipe does not say: a decoder twice, an encoder 10 times.
+        """How often to learn from `rows` rows where the recipe does not say.
 
-        An encoder with more than 2,000 rows less often, for 20,000 rows seen in all, but 4 times at least.
+        Until so many are seen in all as `ROWS_SEEN` says for the kind, between a fewest and a most epochs.
         """
-        return 2.0 if self.kind == "causal" else max(4.0, min(10.0, 20_000 / rows))
+        seen, fewest, most = ROWS_SEEN[self.kind]
+        return max(fewest, min(most, seen / rows))
 
     @property
     def called(self) -> str:

@@ -59,6 +59,11 @@ def plain_loss(model: Any, rows: list[Example]) -> torch.Tensor:
         wanted[line, len(branch.prompt) : len(whole)] = whole[len(branch.prompt) :]
     logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
     losses = cross_entropy(logits.transpose(1, 2), wanted[:, 1:], reduction="none")
+    for line, (task, branch) in enumerate(branches):
+        if task == 0 and len(branch.completion) > 1:  # half of a label's loss is at its first token
+            first, count = len(branch.prompt) - 1, len(branch.completion)
+            losses[line, first + 1 :] *= count / 2 / (count - 1)
+            losses[line, first] *= count / 2
     means = []
     for task in (0, 1):
         lines = [line for line, (which, _) in enumerate(branches) if which == task]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgestill.distill.labels import build_task
+from edgestill.distill.labels import answer_words, build_task
 from edgestill.distill.recipe import Recipe
 from edgestill.runtime.errors import UsageError
 from edgestill.runtime.task import Task, load_tokenizer
@@ -55,6 +55,13 @@ def test_77_labels_that_begin_alike_get_77_distinct_answer_tokens(smollm2: Any, 
     assert len({label.token_id for label in task.labels}) == 77
     assert task.label_names == names
     assert all(label.completion.endswith(" " + label.name) for label in task.labels)
+
+
+def test_as_many_labels_as_possible_answer_with_a_word_of_their_own_name(tokenizer: Any) -> None:
+    names = ["card_lost", "card_stolen", "card", "cardPIN blocked", "42", "card 43"]
+    assert answer_words(names, tokenizer) == [" lost", " stolen", " card", " blocked", " A", " B"]
+    # the second can only have what the first took before it
+    assert answer_words(["on top", "on", "top off"], tokenizer) == [" top", " on", " off"]
 
 
 def test_a_path_that_does_not_part_is_refused_with_the_two_names(smollm2: Any, tokenizer: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from edgestill.distill.objectives import label_rationale_loss
-from edgestill.distill.packing import Branch, Example, Packed, pack, packed_tokens, trunk_length
+from edgestill.distill.packing import Branch, Example, Packed, answer_shares, pack, packed_tokens, trunk_length
 
 WEIGHT = 0.3
 VOCABULARY = 49152
@@ -70,7 +70,8 @@ def separate_loss(model: Any, examples: list[Example]) -> torch.Tensor:
         for task, branch in enumerate(example.branches):
             whole = torch.tensor([[*branch.prompt, *branch.completion]])
             logits = model(input_ids=whole[:, :-1], use_cache=False).logits[0, len(branch.prompt) - 1 :]
-            losses[task].append(cross_entropy(logits, whole[0, len(branch.prompt) :], reduction="none"))
+            found = cross_entropy(logits, whole[0, len(branch.prompt) :], reduction="none")
+            losses[task].append(found if task == 1 else found * torch.tensor(answer_shares(len(found))))
     label, reason = (torch.cat(losses[task]).mean() for task in (0, 1))
     return (1 - WEIGHT) * label + WEIGHT * reason
 
@@ -133,6 +134,10 @@ def test_the_tokens_of_a_packed_batch_are_known_beforehand() -> None:
     for example in EXAMPLES:
         assert packed_tokens(example) == pack([example]).ids.shape[1]
     assert sum(map(packed_tokens, EXAMPLES)) == pack(EXAMPLES).ids.shape[1]
+
+
+def test_half_of_a_labels_loss_is_at_its_first_token() -> None:
+    assert [answer_shares(count) for count in (1, 2, 3, 5)] == [[1], [1, 1], [1.5, 0.75, 0.75], [2.5, *[0.625] * 4]]
 
 
 def layout(tasks: list[int], weights: list[float] | None = None) -> Packed:
