@@ -14,7 +14,7 @@ BY_KIND: dict[Kind, dict[str, Any]] = {
     "encoder": {"learning_rate": 3e-4, "batch_rows": 16},
 }
 # rows to see in all, fewest and most epochs
-ROWS_SEEN: dict[Kind, tuple[int, float, float]] = {"causal": (8_000, 2.0, 8.0), "encoder": (20_000, 4.0, 10.0)}
+ROWS_SEEN: dict[Kind, tuple[int, float, float]] = {"causal": (6_000, 2.0, 6.0), "encoder": (20_000, 4.0, 10.0)}
 
 
 class LoraSection(Section):

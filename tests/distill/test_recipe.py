@@ -244,7 +244,7 @@ def test_several_students_share_the_rest_and_train_as_their_kind_does_unless_tol
 def test_epochs_by_kind_and_rows_where_the_recipe_says_nothing() -> None:
     encoder, decoder = StudentSection(kind="encoder"), StudentSection()
     assert [encoder.epochs(rows) for rows in (3, 2000, 4000, 5000, 90_000)] == [10, 10, 5, 4, 4]
-    assert [decoder.epochs(rows) for rows in (3, 1000, 2000, 4000, 90_000)] == [8, 8, 4, 2, 2]
+    assert [decoder.epochs(rows) for rows in (3, 1000, 1500, 4000, 90_000)] == [6, 6, 4, 2, 2]
 
 
 @pytest.mark.parametrize(
