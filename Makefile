@@ -27,7 +27,7 @@ soak: install
 bench-teacher: install
 	$(BIN)/python tests/bench_teacher.py
 
-# LoRA training beside TRL's; some ten minutes, and nobody else at work meanwhile
+# LoRA training beside TRL's; some 20 minutes, and nobody else at work meanwhile
 bench-train: .venv/.trl
 	$(BIN)/python tests/bench_train.py
 

@@ -4,7 +4,7 @@ A mask over all T tokens of a pass costs T squared although hardly any pair may 
 other, so a block is a slice and needs no gathering and no padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -28,12 +28,12 @@ class Block:
     hidden: Tensor
 
 
-def blocks_of(lengths: Sequence[int], visible: Tensor) -> tuple[Block, ...]:
+def blocks_of(lengths: Sequence[int], visible: Callable[[slice], Tensor]) -> tuple[Block, ...]:
     """Rows in order, joined until a block has `BLOCK_TOKENS`.
 
     Args:
         lengths: tokens of each row.
-        visible: (T, T) bool, nothing visible across rows.
+        visible: for the N tokens of a slice (N, N) bool, which of them (first) sees which; nothing across rows.
     """
     ends = [0]
     for length in lengths:
@@ -41,7 +41,7 @@ def blocks_of(lengths: Sequence[int], visible: Tensor) -> tuple[Block, ...]:
             ends[-1] += length
         else:
             ends.append(ends[-1] + length)
-    return tuple(Block(a, b, ~visible[a:b, a:b]) for a, b in pairwise(ends))
+    return tuple(Block(start, end, ~visible(slice(start, end))) for start, end in pairwise(ends))
 
 
 def use_packed_attention(model: Any) -> None:
@@ -86,8 +86,8 @@ def packed_attention(
         window is not None and any(block.end - block.start > window for block in blocks)
     ):
         raise NotImplementedError("packed attention has no capped scores, no sinks and no sliding window")
-    found = _PackedAttention.apply(query, key, value, scaling, blocks, dropout)
-    return found, None
+    with torch.autocast("cpu", enabled=False):  # which would round the scores
+        return _PackedAttention.apply(query, key, value, scaling, blocks, dropout), None
 
 
 class _PackedAttention(Function):

@@ -68,7 +68,7 @@ class Encoder(torch.nn.Module):
         owner = torch.tensor([number for number, ids in enumerate(rows) for _ in ids])
         positions = torch.tensor([[place for ids in rows for place in range(len(ids))]])
         ids = torch.tensor([[token for ids in rows for token in ids]])
-        blocks = blocks_of([len(ids) for ids in rows], owner[:, None] == owner[None])
+        blocks = blocks_of([len(row) for row in rows], lambda here: owner[here][:, None] == owner[here][None])
         hidden = self.trunk(
             input_ids=ids, position_ids=positions + self.first_position, blocks=blocks
         ).last_hidden_state[0]

@@ -132,7 +132,7 @@ def estimate(plan: Plan) -> Estimate:
 
 def _student(plan: StudentPlan) -> str:
     section = plan.recipe.the_student
-    tuned = "all weights" if section.full_tuning else f"LoRA rank {section.lora.r}"
+    tuned = "all weights but word vectors" if section.full_tuning else f"LoRA rank {section.lora.r}"
     cut = f" cut to {section.layers} layers" if section.layers else ""
     learns = "label+rationale" if plan.recipe.learns_rationale else "label"
     return f"{section.base}{cut}, {section.kind}, {tuned}, {learns}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import silu
 
-SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"))
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 SILU = ("SiLUActivation", "SiLU")
 PLAIN_RMS_NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
@@ -66,6 +66,7 @@ class FusedLora:
             row[:, : self.inputs] = weight.detach()
             weight.data = row[:, : self.inputs]
         biases = [layer.base_layer.bias for layer in layers]
+        assert len({bias is None for bias in biases}) == 1, "a group has all its biases or none"
         self.bias = None if biases[0] is None else torch.cat([bias.detach().to(dtype) for bias in biases])
         self.x: Tensor | None = None
         self.parts: Sequence[Tensor] = ()

@@ -94,34 +94,29 @@ def answer_words(names: Sequence[str], tokenizer: Any) -> list[str]:
     """For each label a token of its own, with its blank: where possible a word of its name, else a letter or two.
 
     Words begin where the base's own sense of the text points; letters would have to be learnt from nothing. As many
-    labels as possible get a word, rarer words first (Kuhn's augmenting paths).
+    labels as possible get a word, rarer words rather than frequent ones; a label that goes without has a long name.
 
     Raises:
         UsageError: more labels than tokens.
     """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
     words = [list(dict.fromkeys(_one_token(tokenizer, name))) for name in names]
     count = Counter(word for own in words for word in own)
-    taken: dict[str, int] = {}
-
-    def place(label: int, tried: set[str]) -> bool:
-        for word in sorted(words[label], key=lambda word: count[word]):
-            if word not in tried:
-                tried.add(word)
-                if word not in taken or place(taken[word], tried):
-                    taken[word] = label
-                    return True
-        return False
-
-    for label in range(len(names)):
-        place(label, set())
-    found = {label: word for word, label in taken.items()}
-    letters = (letter for letter in _letters(tokenizer) if letter not in taken)
-    chosen = [found.get(label) or next(letters, None) for label in range(len(names))]
-    if None in chosen:
-        raise UsageError(
-            f"{len(names)} labels, but the vocabulary has only {chosen.index(None)} answer tokens for them"
-        )
-    return [word for word in chosen if word is not None]
+    columns = {word: place for place, word in enumerate(count)}
+    places = [(label, columns[word], count[word] / len(names)) for label, own in enumerate(words) for word in own]
+    none = 10.0 * len(names)  # dearer than any number of frequent words
+    places += [(label, len(columns) + label, none + 1 / len(name)) for label, name in enumerate(names)]
+    rows, cols, costs = zip(*places, strict=True)
+    _, chosen = min_weight_full_bipartite_matching(csr_array((costs, (rows, cols))))
+    known = list(columns)
+    letters = (letter for letter in _letters(tokenizer) if letter not in columns)
+    found = [known[place] if place < len(known) else next(letters, None) for place in chosen]
+    answers = [word for word in found if word is not None]
+    if len(answers) < len(names):
+        raise UsageError(f"{len(names)} labels, but the vocabulary has only {len(answers)} answer tokens for them")
+    return answers
 
 
 def _one_token(tokenizer: Any, name: str) -> Iterator[str]:

@@ -93,11 +93,16 @@ def pack(examples: Sequence[Example]) -> Packed:
             weights += [example.weight * share for share in answer_shares(count)] if task == 0 else [1.0] * count
         rows += [row] * (len(ids) - start)
     row_of, branch_of = torch.tensor(rows), torch.tensor(branches)
-    visible = (row_of[:, None] == row_of[None]) & ((branch_of[None] == 0) | (branch_of[:, None] == branch_of[None]))
+
+    def visible(here: slice) -> torch.Tensor:
+        row, branch = row_of[here], branch_of[here]
+        within = (row[:, None] == row[None]) & ((branch[None] == 0) | (branch[:, None] == branch[None]))
+        return within.tril()
+
     return Packed(
         ids=torch.tensor([ids]),
         positions=torch.tensor([positions]),
-        blocks=blocks_of([packed_tokens(example) for example in examples], visible.tril()),
+        blocks=blocks_of([packed_tokens(example) for example in examples], visible),
         sources=torch.tensor(sources),
         targets=torch.tensor(targets),
         tasks=torch.tensor(tasks),

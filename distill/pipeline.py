@@ -17,6 +17,7 @@ from edgestill.distill.plan import Plan, StudentPlan
 from edgestill.distill.recipe import read_recipe
 from edgestill.distill.run import MANIFEST_NAME as RUN_NAME
 from edgestill.distill.run import StudentRun
+from edgestill.distill.student_section import TRAINING_VERSION
 from edgestill.distill.teacher.open import open_teacher, teacher_fingerprint
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError
@@ -114,7 +115,8 @@ def _weights_inputs(plan: StudentPlan, ledger: Ledger) -> str:
     sections = plan.recipe.sha256("task", "select", "student", "train")
     base = [manifest.sha256_file(p) for name in COPIED_FILES if (p := Path(plan.base.folder) / name).exists()]
     weights = [*base, plan.base.weights_sha256]
-    return manifest.sha256_json([sections, ledger.rows_sha256, weights, dataclasses.asdict(plan.task)])
+    task = dataclasses.asdict(plan.task)
+    return manifest.sha256_json([TRAINING_VERSION, sections, ledger.rows_sha256, weights, task])
 
 
 def _run_inputs(plan: StudentPlan, ledger: Ledger) -> str:

@@ -138,7 +138,7 @@ class Recipe(Section):
         return student
 
     def alone(self, student: StudentSection) -> "Recipe":
-        """The recipe with `student` as its only one and with the settings that it trains with."""
+        """The recipe with `student` as its only one and with its settings; epochs may wait for the number of rows."""
         return self.model_copy(update={"student": student, "train": student.settings(self.train)})
 
     @property

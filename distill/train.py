@@ -41,6 +41,7 @@ class Training:
 
     `computed_tokens` counts token positions that went through the model with gradients, `label_loss_nats` and
     `rationale_loss_nats` are means over the last tenth of the steps, `dev_agreement` is with the teacher's labels.
+    `epochs` are those that the recipe or, without them, the student's kind and the number of rows wanted.
     `resumed_at_step` says where a stopped training went on, None when it was not stopped.
     """
 
@@ -56,6 +57,7 @@ class Training:
     rationale_loss_nats: float | None
     dev_rows: int
     dev_agreement: float
+    epochs: float = 0.0
     trained_parameters: int = 0
     processes: int = 1
     resumed_at_step: int | None = None
@@ -153,6 +155,7 @@ def _facts(inputs: str, rows: int, loop: TrainingLoop[Any], state: Loop, learner
         rationale_loss_nats=None if math.isnan(tail[1]) else float(tail[1]),
         dev_rows=len(dev),
         dev_agreement=agreed / len(dev),
+        epochs=float(loop.train.epochs or 0),
         trained_parameters=sum(parameter.numel() for parameter in loop.parameters),
         processes=loop.processes.count,
         resumed_at_step=state.resumed_at_step,

@@ -59,7 +59,7 @@ class Task:
     redact: tuple[str, ...] = ()
     none: str | None = None
     threshold: float = 0.5
-    schema: str = "edgestill-task/1"
+    schema: str = "edgestill-task/2"
 
     @property
     def is_head(self) -> bool:

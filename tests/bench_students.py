@@ -49,7 +49,7 @@ def main() -> None:
     for cell in cells(asked.sets, asked.only, asked.seeds):
         if time.monotonic() > until:
             break
-        if cell not in {key(line) for line in finished(cell[0])}:
+        if cell not in {key(line) for line in current(cell[0])}:
             print(f"{cell} ...", file=sys.stderr, flush=True)
             keep(cell, measured(cell))
     from students_table import write_tables
@@ -74,6 +74,13 @@ def finished(data_set: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
+def current(data_set: str) -> list[dict[str, Any]]:
+    """The lines of today's defaults; the floor has none of its own."""
+    from edgestill.distill.student_section import TRAINING_VERSION
+
+    return [line for line in finished(data_set) if line.get("training_version", TRAINING_VERSION) == TRAINING_VERSION]
+
+
 def key(line: dict[str, Any]) -> Cell:
     """Which cell a line is."""
     return line["set"], line["student"], line["asked_rows"], line["seed"]
@@ -84,9 +91,8 @@ def keep(cell: Cell, line: dict[str, Any]) -> None:
     from edgestill.runtime import manifest
 
     RESULTS.mkdir(parents=True, exist_ok=True)
-    lines = sorted(
-        [*finished(cell[0]), line], key=lambda one: (one["student"], one["asked_rows"] or 10**9, one["seed"])
-    )
+    others = [one for one in finished(cell[0]) if key(one) != cell]
+    lines = sorted([*others, line], key=lambda one: (one["student"], one["asked_rows"] or 10**9, one["seed"]))
     manifest.write_jsonl(RESULTS / f"{cell[0]}.jsonl", lines)
 
 
@@ -153,6 +159,7 @@ def _student(
 ) -> dict[str, Any]:
     """The product's own training with its defaults; the answers of the weights that it saves."""
     from edgestill.distill.plan import make_plan
+    from edgestill.distill.student_section import TRAINING_VERSION
     from edgestill.distill.train import train_learner
 
     with tempfile.TemporaryDirectory() as name:
@@ -174,6 +181,7 @@ def _student(
         "learning_rate": settings.learning_rate,
         "batch_rows": settings.batch_rows,
         "trained_parameters": sum(p.numel() for p in loop.parameters),
+        "training_version": TRAINING_VERSION,
         "precision": str(learner.dtype).removeprefix("torch."),
     }
 

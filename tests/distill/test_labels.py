@@ -62,6 +62,8 @@ def test_as_many_labels_as_possible_answer_with_a_word_of_their_own_name(tokeniz
     assert answer_words(names, tokenizer) == [" lost", " stolen", " card", " blocked", " A", " B"]
     # the second can only have what the first took before it
     assert answer_words(["on top", "on", "top off"], tokenizer) == [" top", " on", " off"]
+    # the longer name goes without
+    assert answer_words(["cancel", "cancel order", "order"], tokenizer) == [" cancel", " A", " order"]
 
 
 def test_a_path_that_does_not_part_is_refused_with_the_two_names(smollm2: Any, tokenizer: Any) -> None:
