@@ -46,9 +46,8 @@ class Packed:
 
     Shapes: ids (1, T), positions (1, T), blocks of the T tokens; sources (N,) index into T of the hidden state that
     predicts, targets (N,) the token id, tasks (N,) 0 label or 1 rationale, weights (N,) float32, see
-    `answer_shares`. Soft targets, K of
-    them: soft_at (K,) index into N, soft_ids (K,) vocabulary ids, soft_shares (K,) float32, summing to 1 over equal
-    soft_at.
+    `answer_shares`. Soft targets, K of them: soft_at (K,) index into N, soft_ids (K,) vocabulary ids, soft_shares (K,)
+    float32, summing to 1 over equal soft_at.
     """
 
     ids: torch.Tensor
