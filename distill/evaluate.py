@@ -105,7 +105,7 @@ def _decoder(student: Path, base: Base) -> tuple[Callable[[list[int]], Any], Any
     import torch
     from peft import PeftModel
 
-    from edgestill.distill.causal import load_causal
+    from edgestill.distill.student.causal import load_causal
     from edgestill.distill.torch_session import TorchSession
 
     model = PeftModel.from_pretrained(load_causal(base, torch.float32), str(student / "adapter")).merge_and_unload()
@@ -121,7 +121,7 @@ def _decoder(student: Path, base: Base) -> tuple[Callable[[list[int]], Any], Any
 def _encoder(student: Path, base: Base) -> tuple[Callable[[list[int]], Any], Any, str]:
     """(token ids -> logits, model, what it is): the encoder as it was trained."""
     del base
-    from edgestill.distill.encoder import load_encoder
+    from edgestill.distill.student.encoder import load_encoder
 
     model = load_encoder(student / "model")
     return lambda ids: model.logits(ids).numpy(), model, "float32, encoder with classification head"
@@ -132,7 +132,7 @@ def _base(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]) -
     start = time.perf_counter()
     import torch
 
-    from edgestill.distill.causal import load_causal
+    from edgestill.distill.student.causal import load_causal
     from edgestill.distill.torch_session import TorchSession
 
     torch.set_num_threads(usable_cores())

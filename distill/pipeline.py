@@ -129,7 +129,7 @@ def _weights(
     plan: StudentPlan, annotations: Path, folder: Path, inputs: str, progress: Progress
 ) -> tuple[StudentPlan, Any]:
     """The plan with the base that was trained, and the training: kept from an interrupted run, or done now."""
-    from edgestill.distill.train import CHECKPOINT_NAME, FACTS_NAME, Training, train_student
+    from edgestill.distill.student.train import CHECKPOINT_NAME, FACTS_NAME, Training, train_student
 
     pairs, dev = accepted(annotations, "train"), accepted(annotations, "dev")
     if not pairs or not dev:

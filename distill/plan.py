@@ -47,7 +47,7 @@ class StudentPlan:
         section = self.recipe.the_student
         if section.layers is None:
             return self
-        from edgestill.distill.cut import cut_base
+        from edgestill.distill.student.cut import cut_base
 
         shallow = cut_base(self.base, section.layers, section.keep, texts[:IMPORTANCE_TEXTS])
         return dataclasses.replace(self, base=shallow)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from edgestill.distill.encoder import WEIGHTS_NAME, Encoder, load_encoder, load_tensors
+from edgestill.distill.student.encoder import WEIGHTS_NAME, Encoder, load_encoder, load_tensors
 from edgestill.export import parity
 from edgestill.export.bert import HEAD_DENSE, read_shape, storage_kind, tensor_names
 from edgestill.export.build import Compiler, Logits, Reader

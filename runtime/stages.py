@@ -54,7 +54,7 @@ class Stages:
     def train(self) -> list[Any]:
         """The manifest of each StudentRun, in the order of the recipe."""
         from edgestill.distill.pipeline import assist_training, run_train
-        from edgestill.distill.processes import process_index
+        from edgestill.distill.student.processes import process_index
 
         runs = []
         for student in self._plan.students:

@@ -159,8 +159,8 @@ def _student(
 ) -> dict[str, Any]:
     """The product's own training with its defaults; the answers of the weights that it saves."""
     from edgestill.distill.plan import make_plan
+    from edgestill.distill.student.train import train_learner
     from edgestill.distill.student_section import TRAINING_VERSION
-    from edgestill.distill.train import train_learner
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -22,12 +22,12 @@ import yaml
 from bench_rows import EXAMPLE, OPERATIONS, SEED, Pair, example_pairs, svamp_pairs
 
 from edgestill.distill.base import Base, prepare_base, read_config
-from edgestill.distill.causal import compute_dtype, make_example
 from edgestill.distill.labels import build_task
-from edgestill.distill.loop import WARMUP_SHARE
-from edgestill.distill.packing import Example, packed_tokens
 from edgestill.distill.recipe import Recipe
-from edgestill.distill.train import train_student
+from edgestill.distill.student.causal import compute_dtype, make_example
+from edgestill.distill.student.loop import WARMUP_SHARE
+from edgestill.distill.student.packing import Example, packed_tokens
+from edgestill.distill.student.train import train_student
 from edgestill.runtime.device import describe_device, package_versions, peak_rss_bytes, usable_cores
 from edgestill.runtime.task import Task, load_tokenizer
 

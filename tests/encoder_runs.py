@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgestill.distill.encoder import Encoder, save_encoder
 from edgestill.distill.run import MANIFEST_NAME, StudentRun
+from edgestill.distill.student.encoder import Encoder, save_encoder
 from edgestill.export.pack import run_export
 from edgestill.runtime import manifest
 from edgestill.runtime.task import Label, Task

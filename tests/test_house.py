@@ -13,7 +13,7 @@ FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 OURS = {
     "runtime": ("edgestill.runtime",),
     "distill": ("edgestill.distill", "edgestill.runtime"),
-    "export": ("edgestill.export", "edgestill.runtime", "edgestill.distill.run", "edgestill.distill.encoder"),
+    "export": ("edgestill.export", "edgestill.runtime", "edgestill.distill.run", "edgestill.distill.student.encoder"),
     "benchmarks": ("edgestill.benchmarks", "edgestill.runtime"),
 }
 FORBIDDEN = {

@@ -104,7 +104,7 @@ class TransformersModel:
         from safetensors import SafetensorError
         from transformers import AutoTokenizer
 
-        from edgestill.distill.causal import load_causal
+        from edgestill.distill.student.causal import load_causal
         from edgestill.distill.torch_session import TorchSession
 
         torch.set_num_threads(usable_cores())

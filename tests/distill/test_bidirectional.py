@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from edgestill.distill.attention import BLOCK_TOKENS
-from edgestill.distill.bidirectional import EncoderLearner, TextRow
-from edgestill.distill.encoder import Encoder, HeadShape
 from edgestill.distill.plan import make_plan
+from edgestill.distill.student.attention import BLOCK_TOKENS
+from edgestill.distill.student.bidirectional import EncoderLearner, TextRow
+from edgestill.distill.student.encoder import Encoder, HeadShape
 
 LABELS = 3
 WORDS = "embeddings.word_embeddings.weight"

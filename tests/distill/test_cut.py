@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from edgestill.distill.base import Base, prepare_base
-from edgestill.distill.cut import block_influence, cut_base, even_layers
+from edgestill.distill.student.cut import block_influence, cut_base, even_layers
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError, UsageError
 

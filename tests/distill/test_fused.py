@@ -8,10 +8,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 
-from edgestill.distill.attention import BLOCK_TOKENS, Block, blocks_of, packed_attention, use_packed_attention
-from edgestill.distill.fused import fuse
-from edgestill.distill.objectives import label_rationale_loss, token_losses
-from edgestill.distill.packing import Branch, Example, Packed, pack
+from edgestill.distill.student.attention import BLOCK_TOKENS, Block, blocks_of, packed_attention, use_packed_attention
+from edgestill.distill.student.fused import fuse
+from edgestill.distill.student.objectives import label_rationale_loss, token_losses
+from edgestill.distill.student.packing import Branch, Example, Packed, pack
 
 WEIGHT, VOCABULARY, RANK = 0.3, 97, 4
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

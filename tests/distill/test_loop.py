@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from edgestill.distill.bidirectional import EncoderLearner, TextRow
-from edgestill.distill.causal import CausalLearner
-from edgestill.distill.loop import Checkpoint, Learner, Training
-from edgestill.distill.packing import Branch, Example
+from edgestill.distill.student.bidirectional import EncoderLearner, TextRow
+from edgestill.distill.student.causal import CausalLearner
+from edgestill.distill.student.loop import Checkpoint, Learner, Training
+from edgestill.distill.student.packing import Branch, Example
 from edgestill.distill.student_section import TrainSection
 from edgestill.runtime import manifest
 

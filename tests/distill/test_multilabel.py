@@ -17,9 +17,9 @@ from edgestill.distill.corrections import read_corrections
 from edgestill.distill.dataset import Row, load_dataset
 from edgestill.distill.floor import fit_floor
 from edgestill.distill.imports import import_answers
-from edgestill.distill.objectives import set_losses, set_target
 from edgestill.distill.propose import propose_recipe
 from edgestill.distill.recipe import Recipe, read_recipe
+from edgestill.distill.student.objectives import set_losses, set_target
 from edgestill.distill.teacher.protocol import Annotation, Rejection
 from edgestill.distill.teacher.replay import ReplayTeacher
 from edgestill.runtime.decode import task_probabilities

@@ -9,8 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from edgestill.distill.objectives import HEAD_ROWS, class_weights, label_rationale_loss, soft_target, token_losses
-from edgestill.distill.packing import Branch, Example, pack
+from edgestill.distill.student.objectives import (
+    HEAD_ROWS,
+    class_weights,
+    label_rationale_loss,
+    soft_target,
+    token_losses,
+)
+from edgestill.distill.student.packing import Branch, Example, pack
 
 VOCABULARY, LABEL_IDS = 50, (3, 7, 11)
 NAMES = ["red", "green", "blue"]

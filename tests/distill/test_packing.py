@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from edgestill.distill.objectives import label_rationale_loss
-from edgestill.distill.packing import Branch, Example, Packed, answer_shares, pack, packed_tokens, trunk_length
+from edgestill.distill.student.objectives import label_rationale_loss
+from edgestill.distill.student.packing import Branch, Example, Packed, answer_shares, pack, packed_tokens, trunk_length
 
 WEIGHT = 0.3
 VOCABULARY = 49152

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from edgestill.distill.base import Base, prepare_base
-from edgestill.distill.causal import load_causal, make_example
 from edgestill.distill.dataset import Row, row_id
 from edgestill.distill.labels import build_task
 from edgestill.distill.recipe import Recipe
+from edgestill.distill.student.causal import load_causal, make_example
+from edgestill.distill.student.train import FACTS_NAME, Pair, Training, train_student
 from edgestill.distill.teacher.protocol import Annotation
 from edgestill.distill.torch_session import TorchSession
-from edgestill.distill.train import FACTS_NAME, Pair, Training, train_student
 from edgestill.runtime import decode, manifest
 from edgestill.runtime.task import Task, load_tokenizer
 

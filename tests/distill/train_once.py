@@ -9,8 +9,8 @@ from typing import Any
 
 from edgestill.distill.dataset import Row, row_id
 from edgestill.distill.plan import make_plan
+from edgestill.distill.student.train import train_student
 from edgestill.distill.teacher.protocol import Annotation
-from edgestill.distill.train import train_student
 
 
 def main(recipe: Path, out: Path, checkpoint_s: float, pass_rows: int) -> None:

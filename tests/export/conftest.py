@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from encoder_runs import LABELS, Run, build_both, finish_run, minilm_folder, shake
 
-from edgestill.distill.encoder import Encoder, HeadShape, new_encoder
+from edgestill.distill.student.encoder import Encoder, HeadShape, new_encoder
 
 
 @pytest.fixture(scope="session")

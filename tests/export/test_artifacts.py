@@ -127,7 +127,7 @@ def test_scores_rank_the_trained_answer_first_in_both_engines(bundle: Path) -> N
 
 
 def test_training_prompt_and_device_prompt_are_the_same_token_ids(bundle: Path) -> None:
-    from edgestill.distill.causal import make_example
+    from edgestill.distill.student.causal import make_example
     from edgestill.distill.teacher.protocol import Annotation
 
     task, ids = prompt_of(bundle)

@@ -12,7 +12,7 @@ from encoder_runs import Run, config_of, encoder_task
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
-from edgestill.distill.encoder import Encoder, load_encoder, load_tensors
+from edgestill.distill.student.encoder import Encoder, load_encoder, load_tensors
 from edgestill.export import parity
 from edgestill.export.bert import HEAD_DENSE, read_shape, storage_kind, tensor_names
 from edgestill.export.grid import Grid, quantize

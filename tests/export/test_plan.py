@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from edgestill.distill import encoder
+from edgestill.distill.student import encoder
 from edgestill.export import bert
 from edgestill.export.plan import artifacts_of, check_base
 from edgestill.runtime.errors import UsageError

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 
-from edgestill.distill.attention import blocks_of, use_packed_attention
+from edgestill.distill.student.attention import blocks_of, use_packed_attention
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError
 

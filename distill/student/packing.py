@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from edgestill.distill.attention import Block, blocks_of
+from edgestill.distill.student.attention import Block, blocks_of
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from edgestill.distill.base import Base
-from edgestill.distill.causal import compute_dtype
-from edgestill.distill.encoder import new_encoder, save_encoder
-from edgestill.distill.loop import Mass
-from edgestill.distill.objectives import set_losses, set_target, soft_target
 from edgestill.distill.recipe import Recipe
+from edgestill.distill.student.causal import compute_dtype
+from edgestill.distill.student.encoder import new_encoder, save_encoder
+from edgestill.distill.student.loop import Mass
+from edgestill.distill.student.objectives import set_losses, set_target, soft_target
 from edgestill.distill.teacher.protocol import Annotation
 from edgestill.runtime import label_sets
 from edgestill.runtime.decode import task_probabilities

@@ -16,7 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from edgestill.distill.processes import Processes
+from edgestill.distill.student.processes import Processes
 from edgestill.distill.student_section import TrainSection
 
 WARMUP_SHARE = 0.06

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from edgestill.distill.attention import use_packed_attention
 from edgestill.distill.base import Base
-from edgestill.distill.fused import fuse
-from edgestill.distill.loop import Mass
-from edgestill.distill.objectives import label_rationale_loss, soft_target, token_losses
-from edgestill.distill.packing import Branch, Example, Packed, pack, packed_tokens
 from edgestill.distill.recipe import Recipe
+from edgestill.distill.student.attention import use_packed_attention
+from edgestill.distill.student.fused import fuse
+from edgestill.distill.student.loop import Mass
+from edgestill.distill.student.objectives import label_rationale_loss, soft_target, token_losses
+from edgestill.distill.student.packing import Branch, Example, Packed, pack, packed_tokens
 from edgestill.distill.student_section import TrainSection
 from edgestill.distill.teacher.protocol import Annotation
 from edgestill.runtime.device import describe_device

@@ -14,13 +14,13 @@ import torch
 from safetensors import SafetensorError
 
 from edgestill.distill.base import Base
-from edgestill.distill.bidirectional import EncoderLearner
-from edgestill.distill.causal import CausalLearner
 from edgestill.distill.dataset import Row
-from edgestill.distill.loop import Checkpoint, Loop, Progress
-from edgestill.distill.loop import Training as TrainingLoop
-from edgestill.distill.objectives import class_weights
 from edgestill.distill.recipe import Recipe
+from edgestill.distill.student.bidirectional import EncoderLearner
+from edgestill.distill.student.causal import CausalLearner
+from edgestill.distill.student.loop import Checkpoint, Loop, Progress
+from edgestill.distill.student.loop import Training as TrainingLoop
+from edgestill.distill.student.objectives import class_weights
 from edgestill.distill.teacher.protocol import Annotation
 from edgestill.runtime import manifest
 from edgestill.runtime.device import peak_rss_bytes, usable_cores

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from edgestill.distill.packing import Packed
+from edgestill.distill.student.packing import Packed
 
 HEAD_ROWS = 96
 
