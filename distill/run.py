@@ -5,6 +5,7 @@ Layout of runs/NAME/student:
     task.json             what is asked and how it is answered
     adapter/              a decoder's LoRA weights (peft) and training.json
     model/                or an encoder's weights, head and training.json
+    grid/                 the weights as q4_0 codes and scales, the ones that ship, and grid.json
     dev.jsonl, test.jsonl rows: id, text, and for test rows gold or null
     teacher.jsonl         the teacher's answers on the test rows, for the report only
     predictions.jsonl     base, floor and student on the test rows, run with torch and scikit-learn
@@ -18,6 +19,7 @@ from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError
 
 MANIFEST_NAME = "student.json"
+GRID_FOLDER, GRID_NAME = "grid", "grid.safetensors"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class StudentRun:
     """The manifest `student.json`.
 
     `base` is a `distill.base.Base` as a mapping; `training` is what the loop measured; `files` maps the names above to
-    their SHA-256; `student` is what this one is called among those of its recipe.
+    their SHA-256; `student` is what this one is called among those of its recipe. `grid` is what putting it on the q4_0
+    grid measured, None where export rounds the weights itself.
     """
 
     name: str
@@ -39,6 +42,7 @@ class StudentRun:
     rows: dict[str, int]
     files: dict[str, str]
     student: str = "student"
+    grid: dict[str, Any] | None = None
     schema: str = "edgestill-student/1"
 
 

@@ -10,6 +10,8 @@ from edgestill.distill.section import Section
 Kind = Literal["causal", "encoder"]
 # Part of what trained weights depend on: raise it when the same recipe and rows would be learnt from otherwise.
 TRAINING_VERSION = 1
+# The same for the weights on the grid: raise it when the same trained weights would be rounded otherwise.
+GRID_VERSION = 1
 # What a recipe that says nothing means, by the kind of the student.
 BY_KIND: dict[Kind, dict[str, Any]] = {
     "causal": {"learning_rate": 1e-3, "batch_rows": 8},
@@ -32,7 +34,8 @@ class TrainSection(Section):
     None of `epochs`, `learning_rate` and `batch_rows` means what suits the student's kind and the number of rows.
     `batch_rows` are learnt from in one step; `pass_rows`, if given, is how many of them go through the model at a time,
     which changes memory and not the result. `precision` is that of products and of a decoder's base, auto is bfloat16
-    where the processor has it; what is trained is float32 in any case.
+    where the processor has it; what is trained is float32 in any case. `quantize_aware` auto or true: for export to
+    q4_0 the trained student is put on that grid and learns there to answer as before; false: export rounds to nearest.
     """
 
     objective: Literal["label", "label+rationale"] = "label+rationale"
@@ -46,6 +49,7 @@ class TrainSection(Section):
     batch_rows: Annotated[int, Field(ge=1)] | None = None
     pass_rows: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantize_aware: Literal["auto"] | bool = "auto"
     seed: int = 7
 
 

@@ -1,10 +1,11 @@
 """The table of the BERT types (BERT, RoBERTa, XLM-RoBERTa): dimensions, names of tensors, how each is stored."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgestill.export.grid import Kind
+from edgestill.export.grid import Floats, Grid, GridTensor, Kind, quantize
+from edgestill.runtime.errors import EdgestillError
 
 FAMILIES = ("bert", "roberta", "xlm-roberta")
 
@@ -22,6 +23,24 @@ _LINEARS = (
     "output.dense",
 )
 _NORMS = ("attention.output.LayerNorm", "output.LayerNorm")
+_GGUF_TOP = {
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.position_embeddings": "position_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    EMBEDDING_NORM: "token_embd_norm",
+    HEAD_DENSE: "cls",
+    HEAD_OUT: "cls.output",
+}
+_GGUF_BLOCK = {
+    "attention.self.query": "attn_q",
+    "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
+}
 _DEFAULT_PAD_TOKEN_ID = 1  # what transformers takes for a RoBERTa type whose config.json names none
 
 
@@ -35,6 +54,7 @@ class BertShape:
     layers: int
     heads: int
     width: int
+    inner: int
     vocabulary: int
     context: int
     first_position: int
@@ -48,6 +68,7 @@ def read_shape(config: dict[str, Any]) -> BertShape:
         layers=config["num_hidden_layers"],
         heads=config["num_attention_heads"],
         width=config["hidden_size"],
+        inner=config["intermediate_size"],
         vocabulary=config["vocab_size"],
         context=config["max_position_embeddings"] - first,
         first_position=first,
@@ -75,3 +96,33 @@ def storage_kind(name: str, quantization: Kind) -> Kind:
         return "q8_0"
     is_linear = name.startswith("encoder.") and name.endswith(tuple(f".{part}.weight" for part in _LINEARS))
     return quantization if is_linear else "f32"
+
+
+def gguf_name(name: str) -> str:
+    """GGUF's name of a tensor, of llama.cpp's architecture bert (gguf-py constants.py)."""
+    stem, _, part = name.rpartition(".")
+    if stem in _GGUF_TOP:
+        return f"{_GGUF_TOP[stem]}.{part}"
+    _, _, layer, inner = stem.split(".", 3)
+    return f"blk.{layer}.{_GGUF_BLOCK[inner]}.{part}"
+
+
+def to_grid(config: dict[str, Any], weights: Mapping[str, Floats], quantization: Kind) -> Grid:
+    """Round an encoder's trained tensors to nearest.
+
+    Raises:
+        EdgestillError: tensors that are missing or that the config does not know.
+    """
+    shape = read_shape(config)
+    names = list(tensor_names(shape, f"{HEAD_DENSE}.weight" in weights))
+    if set(names) != set(weights):
+        different = sorted(set(names) ^ set(weights))[:3]
+        raise EdgestillError(f"the trained model lacks or adds {different}", "the base is not a plain BERT-type model")
+    return Grid(config, {name: quantize(name, weights[name], storage_kind(name, quantization)) for name in names})
+
+
+def without_unread_positions(grid: Grid) -> Grid:
+    """The grid with zeros in the rows of positions that no token reads, RoBERTa's first ones; GGUF has no such rows."""
+    positions = grid.tensors[POSITIONS].dequantize().copy()
+    positions[: read_shape(grid.config).first_position] = 0
+    return Grid(grid.config, {**grid.tensors, POSITIONS: GridTensor("f32", values=positions)})

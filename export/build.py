@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgestill.distill.run import StudentRun
 from edgestill.export.grid import Floats, Grid, Kind
+from edgestill.runtime.bundle import ONNX, ONNX_LABELS
 from edgestill.runtime.task import Task
 
 Reader = Callable[[Path, dict[str, Any]], Iterator[tuple[str, Floats]]]
@@ -32,12 +33,22 @@ class Build:
     def path(self, engine: str) -> Path | None:
         """Where an engine's file goes; None when it is not built."""
         short = self.quantization.split("_")[0]
-        names = {"onnx": f"onnx/model_{short}.onnx", "gguf": f"gguf/model-{self.quantization}.gguf"}
+        names = {
+            ONNX: f"onnx/model_{short}.onnx",
+            ONNX_LABELS: f"onnx/labels_{short}.onnx",
+            "gguf": f"gguf/model-{self.quantization}.gguf",
+        }
         return self.folder / names[engine] if engine in self.artifacts else None
 
     def relative(self, path: Path) -> str:
         """A path of the bundle as its manifest writes it."""
         return path.relative_to(self.folder).as_posix()
+
+
+def engines_of(export: Mapping[str, Any], task: Task) -> tuple[str, ...]:
+    """What is built by the recipe's section: its artifacts, and of a student that writes the graph that only labels."""
+    specialised = export.get("specialise") and not task.is_head
+    return (*export["artifacts"], *((ONNX_LABELS,) if specialised else ()))
 
 
 class Compiler(ABC):

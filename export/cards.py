@@ -1,10 +1,13 @@
-"""The bundle's model card and the files that other programs look for: README.md, genai_config.json."""
+"""The bundle's model card and the files that other programs look for: README.md, genai_config.json, Modelfile."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from edgestill.export.architecture import read_shape
 from edgestill.export.build import Build
+from edgestill.export.gates.gate import Gate, gate_table
 from edgestill.export.grid import Grid
+from edgestill.export.web import how_to_load
 from edgestill.runtime.task import Task
 
 CARD = """---
@@ -26,6 +29,11 @@ A small student distilled by edgestill from the teacher **{teacher}** ({teacher_
 - {parameters:,} parameters at {bits:.2f} bits a weight on one grid; {formats} exactly these numbers.
 - Results are in the report of this build; the rows and the predictions behind them lie in `reference/`.
 
+## What was checked
+Each figure was measured when these files were built; one above its limit would have ended the build.
+
+{gates}
+
 ## Use
 ```python
 from edgestill.runtime import load
@@ -34,11 +42,21 @@ student = load("path/to/this/folder")
 print(student.predict("{example}"))
 ```
 Other programs: {others}
+{hub}
+"""
+
+# Ollama's own words, see its reference of the Modelfile: the prompt is written out, so that no chat template is put
+# around it; what the student writes ends at `stop`.
+MODELFILE = """# Untested: nobody ran this with Ollama yet. In this folder type: ollama create NAME -f Modelfile
+FROM ./{gguf}
+TEMPLATE \"\"\"{{{{ .Prompt }}}}{suffix}\"\"\"
+PARAMETER temperature 0
+PARAMETER stop "{stop}"
 """
 
 
-def model_card(build: Build, grid: Grid, example: str, others: str) -> str:
-    """README.md of the bundle; `others` is the sentence about other programs."""
+def model_card(build: Build, grid: Grid, example: str, others: str, gates: Sequence[Gate]) -> str:
+    """README.md of the bundle; `others` is the sentence about other programs, `gates` what the build measured."""
     run, task, engines = build.run, build.task, build.artifacts
     return CARD.format(
         license=run.base.get("license") or "other",
@@ -62,7 +80,23 @@ def model_card(build: Build, grid: Grid, example: str, others: str) -> str:
         formats=" and ".join(map(str.upper, engines)) + (" hold" if len(engines) > 1 else " holds"),
         example=example.replace('"', "'"),
         others=others,
+        gates=gate_table(gates),
+        hub=_hub(build),
     )
+
+
+def _hub(build: Build) -> str:
+    """The sentences about transformers.js and Ollama."""
+    onnx, gguf = build.path("onnx"), build.path("gguf")
+    said = [] if onnx is None else [how_to_load(onnx)]
+    if gguf is not None and not build.task.is_head:
+        said.append("`gguf/Modelfile` is for Ollama and untested.")
+    return " ".join(said)
+
+
+def modelfile(task: Task, gguf: str, stop: str) -> str:
+    """Ollama's Modelfile for a student that writes: `gguf` is its file, `stop` the token that ends an answer."""
+    return MODELFILE.format(gguf=gguf, suffix=task.answer_suffix, stop=stop)
 
 
 def genai_config(grid: Grid, task: Task, onnx_path: str) -> dict[str, Any]:
@@ -71,7 +105,7 @@ def genai_config(grid: Grid, task: Task, onnx_path: str) -> dict[str, Any]:
     pad = grid.config.get("pad_token_id")
     return {
         "model": {
-            "type": "llama",
+            "type": shape.family.genai,
             "bos_token_id": task.bos_token_id if task.bos_token_id is not None else grid.config.get("bos_token_id"),
             "eos_token_id": task.eos_token_id,
             "pad_token_id": pad if pad is not None else task.eos_token_id,

@@ -8,35 +8,50 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgestill.distill.run import GRID_FOLDER, GRID_NAME
+from edgestill.distill.student.merge import merge
 from edgestill.export import cards, parity
-from edgestill.export.architecture import read_shape
+from edgestill.export.architecture import exact_norms, read_shape, storage_kind, tensor_names
 from edgestill.export.build import Compiler, Logits, Reader
-from edgestill.export.grid import Grid
-from edgestill.export.merge import load_grid, merge, to_grid
+from edgestill.export.grid import Grid, read_grid
+from edgestill.export.weights import empty_model, load_grid, to_grid
 from edgestill.runtime import manifest
+from edgestill.runtime.bundle import ONNX_LABELS
 from edgestill.runtime.errors import GateFailed
-from edgestill.runtime.task import load_tokenizer
+from edgestill.runtime.task import ANSWER_ROOM_TOKENS, load_tokenizer
 
 
 class DecoderCompiler(Compiler):
-    """A student that writes: a Llama type with LoRA."""
+    """A student that writes: a decoder with LoRA."""
 
     _model: Any = None
 
     def read(self, probes: list[list[int]]) -> dict[str, Any]:
-        """Merge the adapter into its base."""
-        self._model, difference = merge(self.build.run, self.build.student, probes)
+        """Merge the adapter into its base; where training left a grid, only say what merging did there."""
+        run, student = self.build.run, self.build.student
+        if run.grid is not None:
+            return {"merge_max_logit_difference": run.grid["merge_max_logit_difference"]}
+        base = (Path(run.base["folder"]), run.base["weights_sha256"])
+        self._model, difference = merge(*base, student / "adapter", probes)
         return {"merge_max_logit_difference": difference}
 
     def grid(self) -> Grid:
-        """Round the merged model."""
-        return to_grid(self._model, self.build.config, self.build.quantization)
+        """The grid that training left, or the merged model rounded to nearest."""
+        build = self.build
+        if build.run.grid is None:
+            return exact_norms(to_grid(self._model, build.config, build.quantization))
+        names = tensor_names(read_shape(build.config))
+        kinds = {name: storage_kind(name, build.quantization) for name in names}
+        return exact_norms(read_grid(build.student / GRID_FOLDER / GRID_NAME, build.config, kinds))
 
     def write(self, grid: Grid, texts: list[str]) -> dict[str, Any] | None:
         """Write the files the recipe asks for; what the tokenizer gate measured, None without GGUF."""
         onnx_path, gguf_path = self.build.path("onnx"), self.build.path("gguf")
         if onnx_path is not None:
             self._write_onnx(grid, onnx_path)
+        labels_path = self.build.path(ONNX_LABELS)
+        if labels_path is not None:
+            self._write_labels(grid, labels_path)
         return None if gguf_path is None else self._write_gguf(grid, gguf_path, texts)
 
     def _write_onnx(self, grid: Grid, path: Path) -> None:
@@ -46,6 +61,13 @@ class DecoderCompiler(Compiler):
         write_onnx(grid, path)
         config = cards.genai_config(grid, self.build.task, self.build.relative(path))
         manifest.write_json(self.build.folder / "genai_config.json", config)
+
+    def _write_labels(self, grid: Grid, path: Path) -> None:
+        from edgestill.export.onnx_labels import write_labels
+
+        task = self.build.task
+        longest_tokens = task.max_text_tokens + ANSWER_ROOM_TOKENS
+        write_labels(grid, [label.token_id for label in task.labels], longest_tokens, path)
 
     def _write_gguf(self, grid: Grid, path: Path, texts: list[str]) -> dict[str, Any]:
         from edgestill.export.gguf_writer import write_gguf
@@ -69,7 +91,7 @@ class DecoderCompiler(Compiler):
 
     def logits(self, grid: Grid) -> Logits:
         """Logits of the token that follows, (V,)."""
-        model = load_grid(self._model, grid)
+        model = load_grid(self._model or empty_model(self.build.student), grid)
 
         def following(ids: list[int]) -> NDArray[np.float32]:
             with torch.inference_mode():
@@ -85,5 +107,5 @@ class DecoderCompiler(Compiler):
         """Which programs open what, and how the prompt ends."""
         suffix = self.build.task.answer_suffix.encode("unicode_escape").decode()
         programs = {"onnx": "onnxruntime-genai loads this folder", "gguf": "llama.cpp loads `gguf/`"}
-        said = "; ".join(programs[engine] for engine in self.build.artifacts)
+        said = "; ".join(said for engine, said in programs.items() if engine in self.build.artifacts)
         return f"{said}. The prompt is the text followed by\n`{suffix}`; the answer is the text that follows."

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgestill.export.architecture import Shape, gguf_name, gguf_row_order, read_shape
-from edgestill.export.grid import BLOCK, Grid, GridTensor
+from edgestill.export.architecture import Shape, gguf_constants, gguf_name, gguf_row_order, read_shape, to_file
+from edgestill.export.grid import BLOCK, Floats, Grid, GridTensor
 from edgestill.export.tokenizer_writer import GgufTokenizer, add_tokenizer
+from edgestill.runtime.errors import EdgestillError
 
-FILE_TYPES = {"q4_0": 2, "q8_0": 7}  # llama_ftype: LLAMA_FTYPE_MOSTLY_Q4_0, LLAMA_FTYPE_MOSTLY_Q8_0
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7}  # llama_ftype: LLAMA_FTYPE_ALL_F32, _MOSTLY_F16, ...
 
 
 def write_gguf(grid: Grid, tokenizer: GgufTokenizer, name: str, quantization: str, path: Path) -> None:
@@ -23,13 +24,13 @@ def write_gguf(grid: Grid, tokenizer: GgufTokenizer, name: str, quantization: st
         grid: every tensor.
         tokenizer: what `tokenizer_writer` read from the base's files.
         name: general.name.
-        quantization: of the linear layers; names the file type.
+        quantization: of the linear layers; names the file type. f16 wants a grid of f32 and halves its matrices.
         path: written as it is; the caller gives a place that does not look whole yet.
     """
     import gguf
 
     shape = read_shape(grid.config)
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, shape.family.gguf)
     writer.add_name(name)
     writer.add_file_type(FILE_TYPES[quantization])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -38,15 +39,25 @@ def write_gguf(grid: Grid, tokenizer: GgufTokenizer, name: str, quantization: st
     kinds = {"q4_0": gguf.GGMLQuantizationType.Q4_0, "q8_0": gguf.GGMLQuantizationType.Q8_0}
     for tensor_name, tensor in grid.tensors.items():
         order = gguf_row_order(tensor_name, shape)
-        stored = tensor if order is None else tensor.rows(order)
+        stored = to_file(tensor_name, tensor if order is None else tensor.rows(order), shape)
         if stored.kind == "f32":
-            writer.add_tensor(gguf_name(tensor_name), stored.dequantize())
+            values = stored.dequantize()
+            half = quantization == "f16" and values.ndim == 2
+            writer.add_tensor(gguf_name(tensor_name, shape), _halved(tensor_name, values) if half else values)
         else:
-            writer.add_tensor(gguf_name(tensor_name), block_bytes(stored), raw_dtype=kinds[stored.kind])
+            writer.add_tensor(gguf_name(tensor_name, shape), block_bytes(stored), raw_dtype=kinds[stored.kind])
+    for constant, values in gguf_constants(shape).items():
+        writer.add_tensor(constant, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _halved(name: str, values: Floats) -> NDArray[np.float16]:
+    if np.abs(values).max() > np.finfo(np.float16).max:
+        raise EdgestillError(f"the tensor {name} holds values beyond float16", "choose another scheme, such as q8_0")
+    return values.astype(np.float16)
 
 
 def _add_shape(writer: Any, shape: Shape) -> None:
@@ -60,8 +71,19 @@ def _add_shape(writer: Any, shape: Shape) -> None:
     writer.add_key_length(shape.head_size)
     writer.add_value_length(shape.head_size)
     writer.add_rope_dimension_count(shape.head_size)
-    writer.add_rope_freq_base(shape.rope_theta)
     writer.add_layer_norm_rms_eps(shape.norm_epsilon)
+    _add_windows(writer, shape)
+
+
+def _add_windows(writer: Any, shape: Shape) -> None:
+    """Rope's base, and where layers have windows which ones, how long, and the base of theirs."""
+    windowed = [kind for kind in shape.kinds if kind.window is not None]
+    unbounded = [kind for kind in shape.kinds if kind.window is None]
+    writer.add_rope_freq_base((unbounded or windowed)[0].rope.theta)
+    if windowed:
+        writer.add_sliding_window(windowed[0].window)
+        writer.add_sliding_window_pattern([kind.window is not None for kind in shape.kinds])
+        writer.add_rope_freq_base_swa(windowed[0].rope.theta)
 
 
 def block_bytes(tensor: GridTensor) -> NDArray[np.uint8]:

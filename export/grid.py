@@ -3,7 +3,9 @@
 Formats are ggml's (https://github.com/ggml-org/ggml, block_q4_0 and block_q8_0): blocks of 32 along the input axis.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -72,6 +74,34 @@ class Grid:
     def parameters(self) -> int:
         """How many weights there are, a tied head counted once."""
         return sum(int(np.prod(t.shape)) for t in self.tensors.values())
+
+
+def read_grid(path: Path, config: dict[str, Any], kinds: Mapping[str, Kind]) -> Grid:
+    """The grid as training left it, codes and scales; nothing is rounded.
+
+    Args:
+        path: safetensors with NAME.codes (N, K) int8 and NAME.scales (N, K / 32) float16, or NAME float32.
+        config: the model's config.json.
+        kinds: every tensor's name, in the order of the grid, and how the files to be written store it.
+
+    Raises:
+        EdgestillError: other tensors than `kinds` names, or of other kinds.
+    """
+    from safetensors.numpy import load_file
+
+    stored = load_file(path)
+    tensors = {}
+    for name, kind in kinds.items():
+        codes = stored.pop(f"{name}.codes", None)
+        if (codes is None) is not (kind == "f32") or (codes is None and name not in stored):
+            raise EdgestillError(f"{path} has no tensor {name} as {kind}", "run train again")
+        if codes is None:
+            tensors[name] = GridTensor("f32", values=stored.pop(name))
+        else:
+            tensors[name] = GridTensor(kind, codes, stored.pop(f"{name}.scales"))
+    if stored:
+        raise EdgestillError(f"{path} has tensors that the model lacks: {sorted(stored)[:3]}", "run train again")
+    return Grid(config, tensors)
 
 
 def quantize(name: str, values: Floats, kind: Kind) -> GridTensor:

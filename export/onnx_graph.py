@@ -36,6 +36,8 @@ class Graph:
     def matmul(self, x: str, names: list[str], output: str, bias: str = "") -> str:
         """X times the transposed weights, several of them side by side, plus `bias`; (..., K) -> (..., sum of N)."""
         tensors = [self.grid.tensors[name] for name in names]
+        if tensors[0].kind == "f32":
+            return self._float_matmul(x, names, output, bias)
         codes, scales = self.codes(names)
         n, k = sum(t.shape[0] for t in tensors), tensors[0].shape[1]
         attributes = {"K": k, "N": n, "bits": BITS[tensors[0].kind], "block_size": BLOCK}
@@ -43,6 +45,13 @@ class Graph:
         return self.node(
             "MatMulNBits", inputs, output, microsoft=True, accuracy_level=self.accuracy_level, **attributes
         )
+
+    def _float_matmul(self, x: str, names: list[str], output: str, bias: str) -> str:
+        """The same product in float32; weights stay (N, K) in the file, so that a tied head is the embedding."""
+        turned = self.node("Transpose", [self.values(names)], f"{'+'.join(names)}.transposed", perm=[1, 0])
+        if not bias:
+            return self.node("MatMul", [x, turned], output)
+        return self.node("Add", [self.node("MatMul", [x, turned], f"{output}.product"), bias], output)
 
     def gather(self, rows: str, scales: str, output: str) -> str:
         """Rows of an 8-bit table (V, K) by `input_ids`; (B, T) -> (B, T, K)."""

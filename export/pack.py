@@ -15,15 +15,19 @@ from typing import Any
 
 from edgestill.distill.run import MANIFEST_NAME as RUN_NAME
 from edgestill.distill.run import StudentRun, load_run
-from edgestill.export import cards, parity
-from edgestill.export.build import Build, Compiler, Logits
+from edgestill.export import cards, parity, web
+from edgestill.export.build import Build, Compiler
+from edgestill.export.gates.answers import ANSWER_ROWS
+from edgestill.export.gates.check import answer_checks, file_gates
+from edgestill.export.gates.reference import golden_rows, references
+from edgestill.export.gates.tokens import probe_texts
 from edgestill.export.grid import Grid
-from edgestill.export.plan import artifacts_of, check_base
-from edgestill.runtime import decode, manifest
+from edgestill.export.plan import check_base
+from edgestill.runtime import manifest
 from edgestill.runtime.bundle import MANIFEST_NAME, Artifact, Bundle, load_task
 from edgestill.runtime.device import package_versions
 from edgestill.runtime.errors import EdgestillError
-from edgestill.runtime.task import Task, load_tokenizer
+from edgestill.runtime.task import load_tokenizer
 
 GOLDEN_ROWS = 32
 PROBE_ROWS = 4
@@ -67,11 +71,10 @@ def run_export(student: Path, export: dict[str, Any], folder: Path, progress: Pr
             return bundle, True
     config, task = json.loads((student / "config.json").read_text(encoding="utf-8")), load_task(student)
     kind = "encoder" if task.is_head else "causal"
-    artifacts = artifacts_of(kind, export["artifacts"])
-    check_base(config, kind, artifacts)
+    check_base(config, kind)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    build = Build(run, student, partial, task, config, artifacts, export["quantization"])
+    build = Build(run, student, partial, task, config, tuple(export["artifacts"]), export["quantization"])
     try:
         bundle = _build_in(build, chain, progress)
     except BaseException as error:
@@ -86,8 +89,9 @@ def run_export(student: Path, export: dict[str, Any], folder: Path, progress: Pr
 
 
 def _build_in(build: Build, chain: dict[str, str], progress: Progress) -> Bundle:
-    steps = len(("read", "grid", "write", "numbers", "tokens", "answers"))
-    texts = [row["text"] for row in manifest.read_jsonl(build.student / "dev.jsonl")]
+    steps = len(("read", "grid", "write", "files", "torch", "engines"))
+    rows = list(manifest.read_jsonl(build.student / "dev.jsonl"))
+    texts = [row["text"] for row in rows]
     progress("export", 0, steps)
     compiler = _compiler(build)
     tokenizer = load_tokenizer(build.student)
@@ -96,20 +100,29 @@ def _build_in(build: Build, chain: dict[str, str], progress: Progress) -> Bundle
     grid = compiler.grid()
     progress("export", 2, steps)
     _copy(build)
-    tokens = compiler.write(grid, texts)
+    probes = probe_texts(build.student, texts)
+    tokens = compiler.write(grid, probes)
+    _write_modelfile(build, tokenizer)
     progress("export", 3, steps)
     files = {engine: (build.path(engine), reader) for engine, reader in compiler.readers().items()}
     numbers = parity.check_same_numbers(grid, files)
+    gates = file_gates(build, read, numbers, parity.tokenizer_probes(probes))
     progress("export", 4, steps)
-    golden = _golden(compiler.logits(grid), build.task, tokenizer, texts[:GOLDEN_ROWS])
-    manifest.write_jsonl(build.folder / "golden.jsonl", golden)
-    card = cards.model_card(build, grid, texts[0], compiler.for_other_programs())
-    manifest.write_text_atomic(build.folder / "README.md", card)
-    bundle = _manifest(build, grid, compiler.context_tokens(), chain)
-    manifest.save(build.folder / MANIFEST_NAME, bundle)
+    logits = compiler.logits(grid)
+    wanted = references(logits, build.task, tokenizer, rows[:ANSWER_ROWS])
+    manifest.write_jsonl(build.folder / "golden.jsonl", golden_rows(wanted[:GOLDEN_ROWS], build.task))
     progress("export", 5, steps)
-    answers = {engine: parity.check_answers(build.folder, engine) for engine in build.artifacts}
-    bundle = dataclasses.replace(bundle, parity={**read, "numbers": numbers, "tokens": tokens, "answers": answers})
+    answers, more = answer_checks(build, grid, logits, wanted)
+    gates += more
+    card = cards.model_card(build, grid, texts[0], compiler.for_other_programs(), gates)
+    manifest.write_text_atomic(build.folder / "README.md", card)
+    measured = {
+        "numbers": numbers,
+        "tokens": tokens,
+        "answers": answers,
+        "gates": [dataclasses.asdict(g) for g in gates],
+    }
+    bundle = _manifest(build, grid, compiler.context_tokens(), chain, {**read, **measured})
     manifest.save(build.folder / MANIFEST_NAME, bundle)
     progress("export", 6, steps)
     return bundle
@@ -132,19 +145,19 @@ def _copy(build: Build) -> None:
             shutil.copyfile(build.student / name, build.folder / name)
     for name in REFERENCE:
         shutil.copyfile(build.student / name, build.folder / "reference" / name)
+    web.complete_files(build)
 
 
-def _golden(logits: Logits, task: Task, tokenizer: Any, texts: list[str]) -> list[dict[str, Any]]:
-    """Label and probabilities of torch's float32 product with the grid's values, for each text."""
-    rows = []
-    for text in texts:
-        chances = decode.task_probabilities(logits(task.encode(tokenizer, text)), task).tolist()
-        probabilities = dict(zip(task.label_names, chances, strict=True))
-        rows.append({"text": text, "label": task.written(task.chosen(chances)), "probabilities": probabilities})
-    return rows
+def _write_modelfile(build: Build, tokenizer: Any) -> None:
+    path, task = build.path("gguf"), build.task
+    if path is not None and not task.is_head:
+        text = cards.modelfile(task, path.name, tokenizer.id_to_token(task.eos_token_id))
+        manifest.write_text_atomic(path.with_name("Modelfile"), text)
 
 
-def _manifest(build: Build, grid: Grid, context_tokens: int, chain: dict[str, str]) -> Bundle:
+def _manifest(
+    build: Build, grid: Grid, context_tokens: int, chain: dict[str, str], parity_facts: dict[str, Any]
+) -> Bundle:
     artifacts = []
     for engine in build.artifacts:
         path = build.path(engine)
@@ -170,7 +183,7 @@ def _manifest(build: Build, grid: Grid, context_tokens: int, chain: dict[str, st
         files={build.relative(p): manifest.sha256_file(p) for p in files},
         chain=chain,
         versions=package_versions(BUILD_PACKAGES),
-        parity={},
+        parity=parity_facts,
         rows=build.run.rows,
         context_tokens=context_tokens,
         parameters=grid.parameters,

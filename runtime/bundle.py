@@ -7,7 +7,8 @@ Layout (a Hugging Face hub repository at its root):
     task.json                 what is asked and how it is answered
     golden.jsonl              inputs with the answers of the trained weights: text, label, probabilities
     onnx/model_q4.onnx        one artifact
-    gguf/model-q4_0.gguf      the other, from the same grid; not for an encoder
+    onnx/labels_q4.onnx       where the recipe asks for it: the same weights in a graph that only labels
+    gguf/model-q4_0.gguf      the other, from the same grid
     reference/                test rows, the teacher's answers and the predictions made with torch
 """
 
@@ -20,11 +21,16 @@ from edgestill.runtime.errors import EdgestillError
 from edgestill.runtime.task import Task
 
 MANIFEST_NAME = "bundle.json"
+ONNX = "onnx"
+ONNX_LABELS = "onnx-labels"
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One model file of the bundle. `path` is relative to the bundle; `engine` is what the runtime loads it with."""
+    """One model file of the bundle. `path` is relative to the bundle; `engine` is what the runtime loads it with.
+
+    The engine `onnx-labels` is onnxruntime too, with a graph whose outputs are the task's labels in their order.
+    """
 
     engine: str
     path: str

@@ -17,6 +17,7 @@ import typer
 from edgestill.runtime.errors import EdgestillError, UsageError, missing_package
 from edgestill.runtime.stages import Stages
 from edgestill.runtime.terminal import BundleFolder, Json, Out, RecipeFile, Strict, answer
+from edgestill.runtime.verbs_export import EXPORT_VERBS, BaseModel, Calibrate, Schemes, export_model
 from edgestill.runtime.verbs_teacher import TEACHER_VERBS
 
 # typer brings click along under a private name; its base class for usage errors is reached through a public one
@@ -57,7 +58,7 @@ def example(
     answer(as_json, {"folder": str(folder)}, f"Wrote {folder}", f"edgestill build {folder}/recipe.yaml")
 
 
-for verb in TEACHER_VERBS:
+for verb in (*TEACHER_VERBS, *EXPORT_VERBS):
     app.command()(verb)
 
 
@@ -86,9 +87,21 @@ def train(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def export(recipe: RecipeFile, out: Out = None, as_json: Json = False) -> None:
-    """Write ONNX and GGUF from one grid. Merge, round, write, pass the gates, lay out the bundle."""
-    stages = Stages(recipe, out)
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file, or a folder: MODEL_DIR.")],
+    out: Out = None,
+    schemes: Schemes = None,
+    calibrate: Calibrate = None,
+    base: BaseModel = None,
+    as_json: Json = False,
+) -> None:
+    """Write ONNX and GGUF from one grid. Of a recipe's student, or of a folder with a model or a LoRA adapter."""
+    if source.is_dir():
+        export_model(source, out, schemes or [], calibrate, base, as_json)
+        return
+    if schemes or calibrate or base:
+        raise UsageError(f"{source} is no folder; --scheme, --calibrate and --base want one", "name a MODEL_DIR")
+    stages = Stages(source, out)
     found = stages.export()
     paths = " ".join(str(path) for path in stages.bundles)
     artifacts = [(place, a) for place, bundle in zip(stages.bundles, found, strict=True) for a in bundle.artifacts]

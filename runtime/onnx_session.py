@@ -49,7 +49,9 @@ class OnnxSession(Session):
 
 
 class OnnxEncoderSession(Session):
-    """An encoder graph: the whole text goes in, the head's outputs come out, nothing is kept.
+    """A graph that only labels, an encoder's or a cut decoder's: the whole text goes in, L outputs come out.
+
+    Nothing is kept from call to call.
 
     Inputs: input_ids, attention_mask (B, T). Output: logits (B, L). Here B is 1, so nothing is padded.
     """

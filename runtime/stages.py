@@ -72,14 +72,12 @@ class Stages:
         """The manifest of each bundle, in the order of the recipe."""
         from edgestill.distill.pipeline import check_student
         from edgestill.export.pack import run_export
-        from edgestill.export.plan import artifacts_of
 
         bundles = []
         for plan in self._plan.students:
             place = self.folder / plan.place
             check_student(plan, self.annotations, place / "student")
             section = plan.recipe.export.model_dump(mode="json")
-            section["artifacts"] = list(artifacts_of(plan.kind, section["artifacts"]))
             work = functools.partial(run_export, place / "student", section, place / "bundle")
             bundles.append(self._timed(f"export {plan.place}".strip(), work, _bytes_written))
         return bundles
@@ -106,7 +104,7 @@ def _make_plan(recipe: Path, strict: bool) -> Any:
     plan = make_plan(recipe)
     check_permission(plan.recipe, strict)
     for student in plan.students:
-        check_base(student.base_config, student.kind, student.recipe.export.artifacts)
+        check_base(student.base_config, student.kind)
     return plan
 
 

@@ -2,26 +2,26 @@
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgestill.runtime import decode, manifest
-from edgestill.runtime.bundle import Artifact, Bundle, load_bundle, load_task
+from edgestill.runtime.bundle import ONNX, ONNX_LABELS, Artifact, Bundle, load_bundle, load_task
 from edgestill.runtime.device import usable_cores
 from edgestill.runtime.errors import EdgestillError, UsageError
-from edgestill.runtime.gguf_session import GgufSession
+from edgestill.runtime.gguf_session import GgufEncoderSession, GgufSession
 from edgestill.runtime.onnx_session import OnnxEncoderSession, OnnxSession
 from edgestill.runtime.session import Session
 from edgestill.runtime.task import ANSWER_ROOM_TOKENS, Task, load_tokenizer
 
-ENGINES = {"onnx": OnnxSession, "gguf": GgufSession}
-ENCODER_ENGINES = {"onnx": OnnxEncoderSession}
-DEFAULT_ENGINE = "onnx"
+ENGINES = {ONNX: OnnxSession, ONNX_LABELS: OnnxEncoderSession, "gguf": GgufSession}
+ENCODER_ENGINES = {ONNX: OnnxEncoderSession, "gguf": GgufEncoderSession}
+PREFERRED = (ONNX_LABELS, ONNX)
 DEFAULT_MAX_TOKENS = 1024
 
 Fields = str | Mapping[str, Any]
@@ -56,13 +56,19 @@ class SelfCheck:
 class Student:
     """A loaded bundle. Safe to call from several threads: one lock, one request at a time."""
 
-    def __init__(self, folder: Path, bundle: Bundle, task: Task, artifact: Artifact, session: Session) -> None:
+    def __init__(
+        self, folder: Path, bundle: Bundle, task: Task, artifact: Artifact, open_file: Callable[[Artifact], Session]
+    ) -> None:
         """Use `load` instead."""
         self.folder = folder
         self.bundle = bundle
         self.task = task
         self.artifact = artifact
-        self._session = session
+        self._open_file = open_file
+        self._session = open_file(artifact)
+        only_labels = artifact.engine == ONNX_LABELS
+        self._writer = None if only_labels else self._session
+        self._outputs = _by_place(task) if only_labels else task
         self._tokenizer = load_tokenizer(folder)
         self._lock = threading.Lock()
 
@@ -88,14 +94,14 @@ class Student:
         if labels is not None:
             self._must_write("predict without labels=, or train with the labels you want")
         ids = self.task.encode(self._tokenizer, text)
-        with self._fresh_session():
+        with self._fresh_session(writes=labels is not None) as session:
             if labels is None:
                 names: Sequence[str] = self.task.label_names
-                chances = decode.task_probabilities(self._session.logits(ids), self.task)
+                chances = decode.task_probabilities(session.logits(ids), self._outputs)
                 chosen = self.task.chosen(chances.tolist())
             else:
                 names = _distinct(labels)
-                chances = decode.trie_probabilities(self._session, ids, [self._answer_ids(name) for name in names])
+                chances = decode.trie_probabilities(session, ids, [self._answer_ids(name) for name in names])
                 chosen = (names[int(np.argmax(chances))],)
         probabilities = {name: float(p) for name, p in zip(names, chances, strict=True)}
         said, elapsed_ms = self.task.written(chosen), (time.perf_counter() - start) * 1e3
@@ -137,9 +143,9 @@ class Student:
         self._must_write()
         encode = self._tokenizer.encode
         ids = encode(prompt, add_special_tokens=False).ids
-        with self._fresh_session():
+        with self._fresh_session(writes=True) as session:
             rest = [encode(text, add_special_tokens=False).ids for text in continuations]
-            return decode.continuation_logprobs(self._session, ids, rest)
+            return decode.continuation_logprobs(session, ids, rest)
 
     def selfcheck(self) -> SelfCheck:
         """Answer the bundle's golden rows on this device and compare with the trained weights' answers."""
@@ -165,11 +171,18 @@ class Student:
         }
 
     @contextmanager
-    def _fresh_session(self) -> Iterator[None]:
-        """The session for one request: nobody else's meanwhile, and nothing kept from the request before."""
+    def _fresh_session(self, writes: bool = False) -> Iterator[Session]:
+        """The session for one request: nobody else's meanwhile, and nothing kept from the request before.
+
+        What `writes` wants logits of the whole vocabulary; beside a graph that only labels, the first such request
+        opens the file that has them.
+        """
         with self._lock:
-            self._session.forget()
-            yield
+            if writes and self._writer is None:
+                self._writer = self._open_file(_choose(self.bundle, ONNX))
+            session = self._writer if writes and self._writer is not None else self._session
+            session.forget()
+            yield session
 
     def _must_write(self, hint: str = "call predict, or build a student with student.kind: causal") -> None:
         if self.task.is_head:
@@ -179,8 +192,8 @@ class Student:
         return [*self._tokenizer.encode(" " + name, add_special_tokens=False).ids, self.task.eos_token_id]
 
     def _generate(self, ids: list[int], max_new_tokens: int) -> Iterator[str]:
-        with self._fresh_session():
-            tokens = decode.greedy(self._session, ids, [self.task.eos_token_id], max_new_tokens)
+        with self._fresh_session(writes=True) as session:
+            tokens = decode.greedy(session, ids, [self.task.eos_token_id], max_new_tokens)
             yield from decode.text_pieces(tokens, self._tokenizer)
 
 
@@ -191,7 +204,8 @@ def load(
 
     Args:
         path: folder of a bundle.
-        engine: "onnx" or "gguf"; default ONNX when the bundle has it.
+        engine: "onnx", "gguf", or "onnx-labels" where the bundle has a graph that only labels; default: the first it
+            has of onnx-labels, onnx and gguf. What writes opens the file of "onnx" when onnx-labels is first asked to.
         threads: default: the cores this process may run on.
         max_tokens: longest prompt plus answer, in tokens, at most the model's own context; default: 1024, or what the
             task's longest text needs.
@@ -203,20 +217,30 @@ def load(
     bundle = load_bundle(folder)
     artifact = _choose(bundle, engine)
     task = load_task(folder)
-    wanted = max_tokens or max(DEFAULT_MAX_TOKENS, task.max_text_tokens + ANSWER_ROOM_TOKENS)
-    limit = min(wanted, bundle.context_tokens)
+    needed = task.max_text_tokens + ANSWER_ROOM_TOKENS
+    limit = min(max_tokens or max(DEFAULT_MAX_TOKENS, needed), bundle.context_tokens)
     engines = ENCODER_ENGINES if task.is_head else ENGINES
-    session = engines[artifact.engine](folder / artifact.path, threads or usable_cores(), limit)
-    return Student(folder, bundle, task, artifact, session)
+
+    def open_file(chosen: Artifact) -> Session:
+        longest = min(limit, needed) if chosen.engine == ONNX_LABELS else limit  # its graph has no more positions
+        return engines[chosen.engine](folder / chosen.path, threads or usable_cores(), longest)
+
+    return Student(folder, bundle, task, artifact, open_file)
 
 
 def _choose(bundle: Bundle, engine: str | None) -> Artifact:
     by_engine = {artifact.engine: artifact for artifact in bundle.artifacts}
     if engine is None:
-        return by_engine.get(DEFAULT_ENGINE) or bundle.artifacts[0]
+        return next((by_engine[name] for name in PREFERRED if name in by_engine), bundle.artifacts[0])
     if engine not in by_engine:
         raise UsageError(f"engine {engine!r} is not in this bundle, it has {sorted(by_engine)}", "choose one of those")
     return by_engine[engine]
+
+
+def _by_place(task: Task) -> Task:
+    """The task of a graph whose outputs are the labels in their order."""
+    labels = tuple(replace(label, token_id=place) for place, label in enumerate(task.labels))
+    return replace(task, labels=labels)
 
 
 def _distinct(labels: Sequence[str]) -> Sequence[str]:

@@ -13,7 +13,13 @@ FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 OURS = {
     "runtime": ("edgestill.runtime",),
     "distill": ("edgestill.distill", "edgestill.runtime"),
-    "export": ("edgestill.export", "edgestill.runtime", "edgestill.distill.run", "edgestill.distill.student.encoder"),
+    "export": (
+        "edgestill.export",
+        "edgestill.runtime",
+        "edgestill.distill.run",
+        "edgestill.distill.student.encoder",
+        "edgestill.distill.student.merge",
+    ),
     "benchmarks": ("edgestill.benchmarks", "edgestill.runtime"),
 }
 FORBIDDEN = {
@@ -26,6 +32,7 @@ FORBIDDEN = {
 OPENS_ANY_ROOM = {
     "runtime/cli.py": "the front door opens the room of the verb it was given",
     "runtime/verbs_teacher.py": "the same door: the verbs around the teacher",
+    "runtime/verbs_export.py": "the same door: models that are no students",
     "runtime/stages.py": "the same door: composes the stages of one run",
 }
 READS_WITH_LLAMA_CPP = {"export/tokenizer_writer.py": "asks llama.cpp for its token ids"}

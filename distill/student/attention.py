@@ -6,6 +6,7 @@ other, so a block is a slice and needs no gathering and no padding.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +27,23 @@ class Block:
     start: int
     end: int
     hidden: Tensor
+
+    @cached_property
+    def _seen(self) -> Tensor:
+        """(N,) how many tokens each one sees: in a causal row its place in it, counted from 1."""
+        return (~self.hidden).sum(-1)
+
+    def hidden_beyond(self, window: int | None) -> Tensor:
+        """`hidden`, and also what lies `window` places back or more in its row.
+
+        Raises:
+            NotImplementedError: a row is longer than the window and some token of the block sees a later one.
+        """
+        if window is None or int(self._seen.max()) <= window:
+            return self.hidden
+        if (~self.hidden).triu(1).any():
+            raise NotImplementedError("packed attention has windows in causal rows only")
+        return self.hidden | (self._seen[:, None] - self._seen[None] >= window)
 
 
 def blocks_of(lengths: Sequence[int], visible: Callable[[slice], Tensor]) -> tuple[Block, ...]:
@@ -73,21 +91,19 @@ def packed_attention(
         blocks: of the T tokens.
         scaling: of the scores.
         dropout: share of attention weights dropped.
-        more: what else a family asks for; a sliding window counts where a block is longer.
+        more: what else a family asks for; `sliding_window` is how many tokens of its row one sees, itself included.
 
     Returns:
         (1, T, H, D), and no weights.
 
     Raises:
-        NotImplementedError: a family wants scores capped, sinks, or a window shorter than a block.
+        NotImplementedError: a family wants scores capped, sinks, or a window in rows that are not causal.
     """
-    window = more.get("sliding_window")
-    if any(more.get(name) is not None for name in ("softcap", "s_aux")) or (
-        window is not None and any(block.end - block.start > window for block in blocks)
-    ):
-        raise NotImplementedError("packed attention has no capped scores, no sinks and no sliding window")
+    if any(more.get(name) is not None for name in ("softcap", "s_aux")):
+        raise NotImplementedError("packed attention has no capped scores and no sinks")
+    hidden = [block.hidden_beyond(more.get("sliding_window")) for block in blocks]
     with torch.autocast("cpu", enabled=False):  # which would round the scores
-        return _PackedAttention.apply(query, key, value, scaling, blocks, dropout), None
+        return _PackedAttention.apply(query, key, value, scaling, blocks, hidden, dropout), None
 
 
 class _PackedAttention(Function):
@@ -95,17 +111,24 @@ class _PackedAttention(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, blocks: Sequence[Block], dropout: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        blocks: Sequence[Block],
+        hidden: Sequence[Tensor],
+        dropout: float,
     ) -> Tensor:
         groups = key.shape[1]
         out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
         kept = []
-        for block in blocks:
+        for block, unseen in zip(blocks, hidden, strict=True):
             q, k, v = (part[0, :, block.start : block.end] for part in (query, key, value))
             size = block.end - block.start
             inner = q.float().mul(scaling).reshape(groups, -1, q.shape[-1])
             scores = torch.bmm(inner, k.float().transpose(1, 2)).view(-1, size, size)
-            shares = softmax(scores.masked_fill_(block.hidden, -torch.inf), -1).to(v.dtype).view(groups, -1, size)
+            shares = softmax(scores.masked_fill_(unseen, -torch.inf), -1).to(v.dtype).view(groups, -1, size)
             keep = drop(torch.ones_like(shares), dropout) if dropout else None
             mixed = torch.bmm(shares if keep is None else shares * keep, v).view(-1, size, v.shape[-1])
             out[0, block.start : block.end] = mixed.transpose(0, 1)
@@ -133,4 +156,4 @@ class _PackedAttention(Function):
             dscores = torch._softmax_backward_data(dshares, shares, -1, shares.dtype).mul_(ctx.scaling)
             dkey[0, :, here] = torch.bmm(dscores.transpose(1, 2), q)
             dquery[0, :, here] = torch.bmm(dscores, k).view(-1, size, k.shape[-1])
-        return dquery, dkey, dvalue, None, None, None
+        return dquery, dkey, dvalue, None, None, None, None

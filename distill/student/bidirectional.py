@@ -13,7 +13,7 @@ import torch
 from edgestill.distill.base import Base
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.student.causal import compute_dtype
-from edgestill.distill.student.encoder import new_encoder, save_encoder
+from edgestill.distill.student.encoder import Encoder, new_encoder, save_encoder
 from edgestill.distill.student.loop import Mass
 from edgestill.distill.student.objectives import set_losses, set_target, soft_target
 from edgestill.distill.teacher.protocol import Annotation
@@ -36,24 +36,13 @@ class TextRow:
     weight: float = 1.0
 
 
-class EncoderLearner:
-    """A trunk with a fresh head; see `loop.Learner`."""
+class EncoderRows:
+    """An encoder and how rows go through it, packed."""
 
-    def __init__(self, recipe: Recipe, base: Base, task: Task, tokenizer: Any) -> None:
-        """Loads the trunk in float32; the head, and LoRA if the recipe wants it, come from torch's generator."""
-        self.train, self.task, self.tokenizer = recipe.train, task, tokenizer
+    def __init__(self, model: Encoder, recipe: Recipe, task: Task, tokenizer: Any) -> None:
+        """Products are in the recipe's precision, weights in float32."""
+        self.model, self.train, self.task, self.tokenizer = model, recipe.train, task, tokenizer
         self.dtype = compute_dtype(recipe.train.precision)
-        self.model = new_encoder(Path(base.folder), len(task.labels))
-        if recipe.the_student.full_tuning:
-            self.model.trunk.get_input_embeddings().requires_grad_(False)
-        else:
-            self.model.trunk = _with_lora(self.model.trunk, recipe)
-        self.model.train()
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """All weights but the word vectors, or those of LoRA and the head."""
-        return [p for p in self.model.parameters() if p.requires_grad]
 
     def prepare(self, text: str, annotation: Annotation, weight: float) -> TextRow:
         """One row in token ids."""
@@ -65,6 +54,10 @@ class EncoderLearner:
         wanted = soft or {annotation.label: 1.0}
         return TextRow(ids, tuple(wanted.get(name, 0.0) for name in names), weight)
 
+    def question(self, text: str) -> TextRow:
+        """A row that nobody has answered."""
+        return TextRow(tuple(self.task.encode(self.tokenizer, text)), ())
+
     def tokens(self, row: TextRow) -> int:
         """Its own; there is no padding."""
         return len(row.ids)
@@ -72,14 +65,6 @@ class EncoderLearner:
     def mass(self, rows: Sequence[TextRow]) -> Mass:
         """Weight of the rows; an encoder learns no rationales."""
         return sum(row.weight for row in rows), 0.0
-
-    def loss(self, rows: Sequence[TextRow], mass: Mass) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weighted cross-entropy with the wanted shares, in nats; of a set of labels that of each, see `set_losses`."""
-        logits = self.logits([row.ids for row in rows])
-        wanted, weights = torch.tensor([row.shares for row in rows]), torch.tensor([row.weight for row in rows])
-        losses = set_losses(logits, wanted) if self.task.is_multilabel else -(wanted * logits.log_softmax(-1)).sum(-1)
-        loss = (weights * losses).sum() / mass[0]
-        return loss, torch.stack([loss.detach(), torch.tensor(0.0)])
 
     def logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """(R, L) for R rows of token ids in one pass; no row sees another."""
@@ -97,6 +82,32 @@ class EncoderLearner:
                 chances = [task_probabilities(row.numpy(), self.task).tolist() for row in self.logits(rows)]
                 said += [self.task.written(self.task.chosen(one)) for one in chances]
         return said
+
+
+class EncoderLearner(EncoderRows):
+    """A trunk with a fresh head; see `loop.Learner`."""
+
+    def __init__(self, recipe: Recipe, base: Base, task: Task, tokenizer: Any) -> None:
+        """Loads the trunk in float32; the head, and LoRA if the recipe wants it, come from torch's generator."""
+        super().__init__(new_encoder(Path(base.folder), len(task.labels)), recipe, task, tokenizer)
+        if recipe.the_student.full_tuning:
+            self.model.trunk.get_input_embeddings().requires_grad_(False)
+        else:
+            self.model.trunk = _with_lora(self.model.trunk, recipe)
+        self.model.train()
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All weights but the word vectors, or those of LoRA and the head."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def loss(self, rows: Sequence[TextRow], mass: Mass) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weighted cross-entropy with the wanted shares, in nats; of a set of labels that of each, see `set_losses`."""
+        logits = self.logits([row.ids for row in rows])
+        wanted, weights = torch.tensor([row.shares for row in rows]), torch.tensor([row.weight for row in rows])
+        losses = set_losses(logits, wanted) if self.task.is_multilabel else -(wanted * logits.log_softmax(-1)).sum(-1)
+        loss = (weights * losses).sum() / mass[0]
+        return loss, torch.stack([loss.detach(), torch.tensor(0.0)])
 
     def save(self, folder: Path) -> None:
         """The whole model, LoRA folded in: see `encoder.save_encoder`."""

@@ -25,25 +25,21 @@ from edgestill.runtime.task import Task
 EVALUATION_ROWS = 16
 
 
-class CausalLearner:
-    """A base with a fresh adapter; see `loop.Learner`."""
+class CausalRows:
+    """A decoder and how rows go through it, packed; `causal` is a transformers causal language model."""
 
-    def __init__(self, recipe: Recipe, base: Base, task: Task, tokenizer: Any) -> None:
-        """Loads the base in the recipe's precision; the adapter is made from torch's generator."""
-        self.dtype = compute_dtype(recipe.train.precision)
-        self.model = _with_lora(load_causal(base, self.dtype), recipe)
-        use_packed_attention(self.model)
-        self.trained = fuse(self.model, self.dtype)
-        self.train, self.task, self.tokenizer = recipe.train, task, tokenizer
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """The adapter's."""
-        return self.trained
+    def __init__(self, causal: Any, recipe: Recipe, task: Task, tokenizer: Any) -> None:
+        """Rewires the model's attention for packed rows, in place."""
+        use_packed_attention(causal)
+        self.causal, self.train, self.task, self.tokenizer = causal, recipe.train, task, tokenizer
 
     def prepare(self, text: str, annotation: Annotation, weight: float) -> Example:
         """One row in token ids."""
         return make_example(self.task, self.tokenizer, text, annotation, self.train, weight)
+
+    def question(self, text: str) -> Example:
+        """A row that nobody has answered: it ends where the label's first token would stand."""
+        return Example(Branch(tuple(self.task.encode(self.tokenizer, text)), (self.task.eos_token_id,)), None)
 
     def tokens(self, row: Example) -> int:
         """The shared prompt once, then each branch."""
@@ -54,31 +50,53 @@ class CausalLearner:
         reasons = sum(len(row.rationale.completion) for row in rows if row.rationale is not None)
         return sum(row.weight * len(row.label.completion) for row in rows), float(reasons)
 
-    def loss(self, rows: Sequence[Example], mass: Mass) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `objectives.label_rationale_loss`."""
-        packed = pack(rows)
-        losses = token_losses(self._hidden(packed), self.model.base_model.model.lm_head.weight, packed)
-        loss, parts = label_rationale_loss(losses, packed, self.train.rationale_weight, mass)
-        return loss, parts.nan_to_num()
-
     def answers(self, texts: Sequence[str]) -> list[str]:
         """The likeliest label of each text, by one forward pass a batch."""
-        head = self.model.base_model.model.lm_head.weight[[label.token_id for label in self.task.labels]]
+        head = self.head[[label.token_id for label in self.task.labels]]
         best: list[int] = []
-        self.model.eval()
+        self.causal.eval()
         with torch.no_grad():
             for start in range(0, len(texts), EVALUATION_ROWS):
-                prompts = [tuple(self.task.encode(self.tokenizer, t)) for t in texts[start : start + EVALUATION_ROWS]]
-                packed = pack([Example(Branch(prompt, (self.task.eos_token_id,)), None) for prompt in prompts])
-                best += (self._hidden(packed) @ head.t()).argmax(-1).tolist()
+                packed = pack([self.question(text) for text in texts[start : start + EVALUATION_ROWS]])
+                best += (self.hidden(packed) @ head.t()).argmax(-1).tolist()
         return [self.task.labels[i].name for i in best]
 
-    def _hidden(self, packed: Packed) -> torch.Tensor:
+    @property
+    def head(self) -> torch.Tensor:
+        """(V, H)."""
+        weight: torch.Tensor = self.causal.lm_head.weight
+        return weight
+
+    def hidden(self, packed: Packed) -> torch.Tensor:
         """(N, H) where there is loss."""
-        trunk = self.model.base_model.model.model
+        trunk = self.causal.model
         found = trunk(input_ids=packed.ids, position_ids=packed.positions, blocks=packed.blocks, use_cache=False)
         hidden: torch.Tensor = found.last_hidden_state[0, packed.sources]
         return hidden
+
+
+class CausalLearner(CausalRows):
+    """A base with a fresh adapter; see `loop.Learner`."""
+
+    def __init__(self, recipe: Recipe, base: Base, task: Task, tokenizer: Any) -> None:
+        """Loads the base in the recipe's precision; the adapter is made from torch's generator."""
+        self.dtype = compute_dtype(recipe.train.precision)
+        causal = load_causal(base, self.dtype)
+        self.model = _with_lora(causal, recipe)
+        super().__init__(causal, recipe, task, tokenizer)
+        self.trained = fuse(self.model, self.dtype)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The adapter's."""
+        return self.trained
+
+    def loss(self, rows: Sequence[Example], mass: Mass) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `objectives.label_rationale_loss`."""
+        packed = pack(rows)
+        losses = token_losses(self.hidden(packed), self.head, packed)
+        loss, parts = label_rationale_loss(losses, packed, self.train.rationale_weight, mass)
+        return loss, parts.nan_to_num()
 
     def save(self, folder: Path) -> None:
         """The adapter in peft's format."""

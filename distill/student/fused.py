@@ -5,17 +5,24 @@ of them slivers. Here W and s B stand side by side in one matrix, and layers tha
 value; gate and up) share it: y = [x, x A'] [W, s B]', two products forward and four backward for a whole group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-SILU = ("SiLUActivation", "SiLU")
-PLAIN_RMS_NORMS = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+# what transformers calls them -> what `_GatedProduct` does
+GATES = {"SiLUActivation": "silu", "SiLU": "silu", "GELUTanh": "gelu_tanh"}
+# transformers' class -> what a frozen one multiplies by, and its epsilon; Gemma adds 1 to the weight, in float32
+RMS_NORMS: dict[str, Callable[[Any], tuple[Tensor, float]]] = {
+    **dict.fromkeys(
+        ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"), lambda norm: (norm.weight, norm.variance_epsilon)
+    ),
+    "Gemma3RMSNorm": lambda norm: (1 + norm.weight.detach().float(), norm.eps),
+}
 
 
 def fuse(model: Any, dtype: torch.dtype) -> list[torch.nn.Parameter]:
@@ -38,10 +45,14 @@ def fuse(model: Any, dtype: torch.dtype) -> list[torch.nn.Parameter]:
             trained += [fused.a, fused.b]
             for place, child in enumerate(group):
                 child.forward = lambda x, fused=fused, place=place: fused.part(x, place)
-            if group[0] is getattr(module, "gate_proj", None) and type(module.act_fn).__name__ in SILU:
-                module.forward = lambda x, fused=fused, down=module.down_proj: down(_SiluProduct.apply(fused.whole(x)))
-        if type(module).__name__ in PLAIN_RMS_NORMS and not module.weight.requires_grad:
-            module.forward = lambda x, norm=module: _RmsNorm.apply(x, norm.weight, norm.variance_epsilon)
+            gate = GATES.get(type(getattr(module, "act_fn", None)).__name__)
+            if gate is not None and group[0] is getattr(module, "gate_proj", None):
+                module.forward = lambda x, fused=fused, down=module.down_proj, gate=gate: down(
+                    _GatedProduct.apply(fused.whole(x), gate)
+                )
+        if type(module).__name__ in RMS_NORMS and not module.weight.requires_grad:
+            weight, epsilon = RMS_NORMS[type(module).__name__](module)
+            module.forward = lambda x, weight=weight, epsilon=epsilon: _RmsNorm.apply(x, weight, epsilon)
     return trained
 
 
@@ -115,32 +126,37 @@ class _FusedLora(Function):
 
 
 class _RmsNorm(Function):
-    """x / rms(x) * w over the last dimension, w frozen; in float32 and rounded where transformers rounds."""
+    """x / rms(x) * w over the last dimension, w frozen; in float32 and rounded where transformers rounds.
+
+    Before the product with w to the wider of both their types, after it to x's.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         inverse = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
-        unit = (x * inverse).to(x.dtype)
+        unit = (x * inverse).to(torch.promote_types(x.dtype, weight.dtype))
         ctx.save_for_backward(unit, inverse, weight)
-        return unit * weight
+        ctx.dtype = x.dtype
+        return (unit * weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         unit, inverse, weight = ctx.saved_tensors
         dunit, wide = (grads[0] * weight).float(), unit.float()
         along = torch.linalg.vecdot(dunit, wide).div_(unit.shape[-1])[..., None]
-        return dunit.addcmul_(wide, along, value=-1).mul_(inverse).to(unit.dtype), None, None
+        return dunit.addcmul_(wide, along, value=-1).mul_(inverse).to(ctx.dtype), None, None
 
 
-class _SiluProduct(Function):
-    """silu(gate) * up, from and to halves that lie side by side: no copies to part and join them."""
+class _GatedProduct(Function):
+    """act(gate) * up, from and to halves that lie side by side: no copies to part and join them."""
 
     @staticmethod
-    def forward(ctx: Any, both: Tensor) -> Tensor:
+    def forward(ctx: Any, both: Tensor, activation: str) -> Tensor:
         ctx.save_for_backward(both)
+        ctx.activation = activation
         gate, up = both.chunk(2, -1)
-        return silu(gate).mul_(up)
+        return _activate(gate, activation).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -148,9 +164,16 @@ class _SiluProduct(Function):
         gate, up = both.chunk(2, -1)
         out = torch.empty_like(both)
         dgate, dup = out.chunk(2, -1)
-        torch.mul(d, silu(gate), out=dup)
-        torch.ops.aten.silu_backward.grad_input(d * up, gate, grad_input=dgate)
-        return (out,)
+        torch.mul(d, _activate(gate, ctx.activation), out=dup)
+        if ctx.activation == "silu":
+            torch.ops.aten.silu_backward.grad_input(d * up, gate, grad_input=dgate)
+        else:
+            torch.ops.aten.gelu_backward.grad_input(d * up, gate, approximate="tanh", grad_input=dgate)
+        return out, None
+
+
+def _activate(gate: Tensor, activation: str) -> Tensor:
+    return silu(gate) if activation == "silu" else gelu(gate, approximate="tanh")
 
 
 def _stack(parameters: Sequence[torch.nn.Parameter]) -> torch.nn.Parameter:

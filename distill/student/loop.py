@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -70,9 +71,16 @@ class Training(Generic[Row]):
     """One run of the loop over prepared rows."""
 
     def __init__(
-        self, learner: Learner[Row], rows: Sequence[Row], train: TrainSection, checkpoint: Checkpoint | None = None
+        self,
+        learner: Learner[Row],
+        rows: Sequence[Row],
+        train: TrainSection,
+        checkpoint: Checkpoint | None = None,
+        rates: Sequence[float] | None = None,
     ) -> None:
         """`train` has been settled: no None among epochs, learning rate and batch rows.
+
+        `rates` multiply the learning rate, one for each of the learner's parameters; None stands for ones.
 
         Raises:
             OSError: later, in `run`, when a checkpoint cannot be written.
@@ -85,7 +93,8 @@ class Training(Generic[Row]):
         self.batches = _batches(list(rows), train.epochs, train.batch_rows, train.seed)
         self.parameters = learner.parameters
         self.rate: float = train.learning_rate
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.rate, weight_decay=0.0, fused=True)
+        groups = [{"params": [p], "share": r} for p, r in zip(self.parameters, rates or repeat(1.0), strict=False)]
+        self.optimizer = torch.optim.AdamW(groups, lr=self.rate, weight_decay=0.0, fused=True)
 
     def run(self, progress: Progress = lambda done, total: None) -> Loop:
         """All steps that are not done yet; progress is told (tokens so far, all) after each."""
@@ -118,7 +127,7 @@ class Training(Generic[Row]):
         parts = self.processes.add(parts)
         torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM, foreach=True)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * _rate_share(step, len(self.batches))
+            group["lr"] = self.rate * group["share"] * _rate_share(step, len(self.batches))
         self.optimizer.step()
         self.optimizer.zero_grad()
         return torch.where(torch.tensor(mass) > 0, parts, torch.nan)

@@ -66,6 +66,47 @@ class _HeadLoss(Function):
         return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None, None
 
 
+def divergences(hidden: Tensor, head: Tensor, wanted: Tensor, wanted_head: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL divergence in nats of a student's next-token distribution from another model's, at each of N positions.
+
+    sum p log(p / q), p the other model's: (N,). At a temperature T logits are divided by it and the divergence is
+    multiplied by its square, so that gradients stay as large (Hinton et al., arXiv 1503.02531).
+
+    Args:
+        hidden: (N, H) the student's.
+        head: (V, H) the student's, frozen.
+        wanted: (N, H) the other model's, without gradients.
+        wanted_head: (V, H).
+    """
+    found: Tensor = _HeadDivergence.apply(hidden, head, wanted, wanted_head, temperature)
+    return found
+
+
+class _HeadDivergence(Function):
+    """Both heads and the divergence at once, some rows at a time: see `_HeadLoss`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, wanted: Tensor, wanted_head: Tensor, temperature: float
+    ) -> Tensor:
+        found, gradient = torch.empty(len(hidden)), torch.empty_like(hidden)
+        for start in range(0, len(hidden), HEAD_ROWS):
+            here = slice(start, start + HEAD_ROWS)
+            q = (hidden[here] @ head.t()).float().div_(temperature).log_softmax(-1)
+            p = (wanted[here] @ wanted_head.t()).float().div_(temperature).log_softmax(-1)
+            shares = p.exp()
+            found[here] = torch.linalg.vecdot(shares, p.sub_(q)) * temperature**2
+            if ctx.needs_input_grad[0]:
+                gradient[here] = q.exp_().sub_(shares).mul_(temperature).to(head.dtype) @ head
+        ctx.save_for_backward(gradient)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None, None
+
+
 def label_rationale_loss(
     losses: Tensor, packed: Packed, rationale_weight: float, mass: tuple[float, float] | None = None
 ) -> tuple[Tensor, Tensor]:

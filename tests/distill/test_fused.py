@@ -13,7 +13,7 @@ from edgestill.distill.student.fused import fuse
 from edgestill.distill.student.objectives import label_rationale_loss, token_losses
 from edgestill.distill.student.packing import Branch, Example, Packed, pack
 
-WEIGHT, VOCABULARY, RANK = 0.3, 97, 4
+WEIGHT, VOCABULARY, RANK, WINDOW = 0.3, 97, 4, 16
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}  # fmt: skip
 
@@ -30,15 +30,28 @@ def examples() -> list[Example]:
     return rows
 
 
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 8},
+    "gemma3_text": {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+
+
 def with_lora(family: str) -> Any:
     """A small random model of a family with an adapter that does something, in float32."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(3)
-    more = {"head_dim": 8} if family == "qwen3" else {}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES, **more))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SIZES, **FAMILIES[family]))
+    from_zero = family == "gemma3_text"  # whose norms multiply by 1 + weight
     for name, p in model.named_parameters():
-        torch.nn.init.normal_(p, mean=1.0 if name.endswith("norm.weight") else 0.0, std=0.15)
+        torch.nn.init.normal_(p, mean=1.0 if name.endswith("norm.weight") and not from_zero else 0.0, std=0.15)
     config = LoraConfig(r=RANK, lora_alpha=7, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, config)
     for name, p in model.named_parameters():
@@ -78,7 +91,7 @@ def fast_loss(model: Any, packed: Packed) -> torch.Tensor:
     return label_rationale_loss(losses, packed, WEIGHT)[0]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradients_are_those_of_padded_rows_through_transformers_and_peft(family: str) -> None:
     plain = with_lora(family)
     fast = copy.deepcopy(plain)
@@ -125,10 +138,24 @@ def test_a_changed_adapter_is_what_the_next_pass_uses_and_what_is_saved(tmp_path
     assert plain_loss(plain, examples()).item() == pytest.approx(after, rel=2e-6)
 
 
-def test_bfloat16_stays_near_float32() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_norm_rounds_where_transformers_rounds(family: str) -> None:
+    model = with_lora(family).bfloat16()
+    norms = [model.base_model.model.model.layers[0].input_layernorm, model.base_model.model.model.norm]
+    x = torch.randn(200, 32, generator=torch.Generator().manual_seed(6)).bfloat16()
+    wanted = [norm(x) for norm in norms]
+    fuse(model, torch.bfloat16)
+    for norm, exact in zip(norms, wanted, strict=True):
+        found = norm(x)
+        assert found.dtype == torch.bfloat16
+        assert (found != exact).float().mean() < 0.001
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_bfloat16_stays_near_float32(family: str) -> None:
     losses, grads = [], []
     for dtype in (torch.float32, torch.bfloat16):
-        model = with_lora("llama")
+        model = with_lora(family)
         for name, p in model.named_parameters():
             if "lora_" not in name:
                 p.data = p.data.to(dtype)
@@ -180,6 +207,19 @@ def test_scores_are_not_rounded_to_bfloat16_whoever_asks_for_it() -> None:
     query, key, value = (part.float() for part in parts)
     exact = ((query @ key.transpose(2, 3)).softmax(-1) @ value).transpose(1, 2)
     assert (plain.float() - exact).abs().max() < 0.01 * exact.abs().max()
+
+
+def test_a_window_counts_places_in_the_row_not_in_the_pass() -> None:
+    """Trunk of 4, a branch of 3 and another of 3 that goes on from the trunk as well."""
+    branch = torch.tensor([0] * 4 + [1] * 3 + [2] * 3)
+    visible = ((branch[None] == 0) | (branch[:, None] == branch[None])).tril()
+    (block,) = blocks_of([10], lambda here: visible[here, here])
+    places = torch.tensor([0, 1, 2, 3, 4, 5, 6, 4, 5, 6])
+    wanted = visible & (places[:, None] - places[None] < 3)
+    assert torch.equal(~block.hidden_beyond(3), wanted)
+    assert wanted[7].nonzero().flatten().tolist() == [2, 3, 7]
+    assert block.hidden_beyond(7) is block.hidden
+    assert block.hidden_beyond(None) is block.hidden
 
 
 @pytest.mark.parametrize("wish", [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"sliding_window": 3}])

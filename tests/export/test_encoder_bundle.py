@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from encoder_runs import LABELS, MINILM, TEXTS, Run, build_both, encoder_task, export_section, silent
+from encoder_runs import LABELS, MINILM, TEXTS, Run, build_both, config_of, encoder_task, export_section, silent
 from onnx import numpy_helper
 
 from edgestill.export import parity
@@ -39,19 +39,20 @@ def bundles(request: pytest.FixtureRequest, minilm_bundles: Bundles, roberta_bun
 
 @pytest.mark.parametrize("quantization", ["q4_0", "q8_0"])
 def test_the_device_answers_as_torch_does_on_the_same_grid(bundles: Bundles, quantization: str) -> None:
-    student = load(bundles[quantization])
-    check = student.selfcheck()
-    assert check.rows == len(TEXTS)
-    assert check.labels_changed == 0
-    assert check.max_probability_difference < 0.05
+    for engine in ("onnx", "gguf"):
+        check = load(bundles[quantization], engine).selfcheck()
+        assert check.rows == len(TEXTS)
+        assert check.labels_changed == 0
+        assert check.max_probability_difference < 0.05
     golden = list(manifest.read_jsonl(bundles[quantization] / "golden.jsonl"))
     assert max(max(row["probabilities"].values()) for row in golden) > 0.4  # the head tells texts apart
 
 
-def test_eight_bits_stay_near_the_trained_weights(minilm_run: Run, minilm_bundles: Bundles) -> None:
+@pytest.mark.parametrize("engine", ["onnx", "gguf"])
+def test_eight_bits_stay_near_the_trained_weights(minilm_run: Run, minilm_bundles: Bundles, engine: str) -> None:
     import torch
 
-    encoder, student = minilm_run[1], load(minilm_bundles["q8_0"])
+    encoder, student = minilm_run[1], load(minilm_bundles["q8_0"], engine)
     for text in TEXTS:
         ids = student.task.encode(student._tokenizer, text)
         with torch.inference_mode():
@@ -63,8 +64,9 @@ def test_eight_bits_stay_near_the_trained_weights(minilm_run: Run, minilm_bundle
         assert np.abs(np.array([found.probabilities[name] for name in LABELS]) - wanted).max() < 0.05
 
 
-def test_one_row_many_rows_and_rows_in_another_order_get_the_same_answers(bundles: Bundles) -> None:
-    student = load(bundles["q4_0"])
+@pytest.mark.parametrize("engine", ["onnx", "gguf"])
+def test_one_row_many_rows_and_rows_in_another_order_get_the_same_answers(bundles: Bundles, engine: str) -> None:
+    student = load(bundles["q4_0"], engine)
     forth = [row.probabilities for row in student.predict_many(TEXTS)]
     back = [student.predict({"text": text}).probabilities for text in reversed(TEXTS)]
     assert forth == back[::-1]
@@ -78,34 +80,55 @@ def test_the_session_keeps_nothing_of_the_text_before(roberta_bundles: Bundles) 
         assert np.array_equal(used.logits(ids), OnnxEncoderSession(path, 1, 64).logits(ids))
 
 
-@pytest.mark.parametrize(("quantization", "file"), [("q4_0", "onnx/model_q4.onnx"), ("q8_0", "onnx/model_q8.onnx")])
-def test_the_bundle_holds_what_a_device_needs_and_no_gguf(
-    minilm_run: Run, minilm_bundles: Bundles, quantization: str, file: str
-) -> None:
+@pytest.mark.parametrize("quantization", ["q4_0", "q8_0"])
+def test_the_bundle_holds_what_a_device_needs(minilm_run: Run, minilm_bundles: Bundles, quantization: str) -> None:
     folder = minilm_bundles[quantization]
     bundle = load(folder).bundle
-    assert [(a.engine, a.path, a.accuracy_level) for a in bundle.artifacts] == [("onnx", file, 4)]
-    assert bundle.artifacts[0].bytes == (folder / file).stat().st_size
+    files = {"onnx": (f"onnx/model_{quantization[:2]}.onnx", 4), "gguf": (f"gguf/model-{quantization}.gguf", None)}
+    assert {a.engine: (a.path, a.accuracy_level) for a in bundle.artifacts} == files
+    assert all(a.bytes == (folder / a.path).stat().st_size for a in bundle.artifacts)
     assert (bundle.student, bundle.context_tokens, bundle.base["spec"]) == ("small", 512, MINILM)
-    assert bundle.parity["numbers"] == {"tensors": 103, "onnx": True, "max_difference": 0.0}
-    assert bundle.parity["answers"]["onnx"]["labels_kept"] == 1
+    assert bundle.parity["numbers"] == {"tensors": 103, "onnx": True, "gguf": True, "max_difference": 0.0}
+    assert (bundle.parity["tokens"]["gguf_tokenizer"], bundle.parity["tokens"]["mismatches"]) == ("bert", 0)
+    assert [facts["labels_kept"] for facts in bundle.parity["answers"].values()] == [1, 1]
     assert not {"genai_config.json", "generation_config.json"} & set(bundle.files)
-    for name in ("tokenizer.json", "vocab.txt", "config.json", "task.json"):
+    for name in ("tokenizer.json", "vocab.txt", "task.json"):
         assert (folder / name).read_bytes() == (minilm_run[0] / name).read_bytes()
-    assert verify_bundle(folder).engines["onnx"].labels_changed == 0
+    assert config_of(folder).items() >= config_of(minilm_run[0]).items()
+    assert [check.labels_changed for check in verify_bundle(folder).engines.values()] == [0, 0]
 
 
-def test_the_card_speaks_of_an_encoder(minilm_bundles: Bundles) -> None:
-    card = (minilm_bundles["q4_0"] / "README.md").read_text(encoding="utf-8")
-    for wanted in (
-        "tags: [edgestill, onnx, text-",
-        "ONNX holds exactly",
-        "`onnx/model_q4.onnx`",
-        "101 before and 102 after",
-    ):
+@pytest.mark.parametrize(
+    ("artifacts", "holds"),
+    [
+        (
+            ("onnx", "gguf"),
+            ("onnx, gguf, text-", "ONNX and GGUF hold exactly", "`gguf/model-q4_0.gguf`", "first token's"),
+        ),
+        (("onnx",), ("onnx, text-", "ONNX holds exactly")),
+        (
+            ("gguf",),
+            ("gguf, text-", "GGUF holds exactly", "other token ids for 0 of 4,006 texts", "Pooling `rank` gives"),
+        ),
+    ],
+)
+def test_the_card_speaks_of_an_encoder(
+    roberta_run: Run, artifacts: tuple[str, ...], holds: tuple[str, ...], tmp_path: Path
+) -> None:
+    run_export(roberta_run[0], export_section("q4_0", *artifacts), tmp_path / "bundle", silent)
+    card = (tmp_path / "bundle" / "README.md").read_text(encoding="utf-8")
+    for wanted in (*holds, "101 before and 102 after", "3 logits"):
         assert wanted in card
-    for foreign in ("gguf", "llama", "genai", "Answer:", "reasons;"):
-        assert foreign not in card
+    absent = {"onnx": ("ONNX", "onnxruntime"), "gguf": ("gguf", "llama")}
+    foreign = [word for engine, words in absent.items() if engine not in artifacts for word in words]
+    for word in (*foreign, "genai", "Answer:", "reasons;"):
+        assert word not in card
+
+
+def test_the_card_of_a_mean_says_how_to_take_it(minilm_bundles: Bundles) -> None:
+    card = (minilm_bundles["q4_0"] / "README.md").read_text(encoding="utf-8")
+    assert "The logits are the mean of all states, not normalised, through `cls.output`" in card
+    assert "Pooling `rank` takes the first token instead of the mean and is wrong here." in card
 
 
 def test_whatever_writes_is_refused_in_one_line(roberta_bundles: Bundles) -> None:
@@ -133,9 +156,14 @@ def test_text_beyond_the_models_context_is_refused(copied_run: Path, tmp_path: P
         student.predict("snow " * 63)
 
 
-def test_an_engine_that_an_encoder_has_no_file_for_is_refused(roberta_bundles: Bundles) -> None:
-    with pytest.raises(UsageError, match="engine 'gguf' is not in this bundle"):
-        load(roberta_bundles["q4_0"], "gguf")
+@pytest.mark.parametrize(("built", "other"), [("gguf", "onnx"), ("onnx", "gguf")])
+def test_one_artifact_alone_answers_and_the_other_is_refused(
+    roberta_run: Run, built: str, other: str, tmp_path: Path
+) -> None:
+    run_export(roberta_run[0], export_section("q8_0", built), tmp_path / "bundle", silent)
+    assert load(tmp_path / "bundle").selfcheck().max_probability_difference < 0.05
+    with pytest.raises(UsageError, match=f"engine '{other}' is not in this bundle"):
+        load(tmp_path / "bundle", other)
 
 
 def test_the_command_line_labels_and_verifies(roberta_bundles: Bundles, cli: Any) -> None:
@@ -145,7 +173,9 @@ def test_the_command_line_labels_and_verifies(roberta_bundles: Bundles, cli: Any
     refused = cli("run", folder, "snow?", "--explain")
     assert refused.returncode == 1
     assert "it labels and does not write" in refused.stderr
-    assert "0 of 6 golden labels differ" in cli("verify", folder).stdout
+    told = cli("verify", folder).stdout
+    assert told.count("0 of 6 golden labels differ") == 2
+    assert "ONNX and GGUF hold the same numbers in 41 tensors" in told
 
 
 def test_a_finished_bundle_is_not_built_again_and_a_foreign_one_is(roberta_run: Run, tmp_path: Path) -> None:
@@ -157,13 +187,6 @@ def test_a_finished_bundle_is_not_built_again_and_a_foreign_one_is(roberta_run: 
     manifest.write_json(folder / "bundle.json", {"schema": "edgestill-bundle/1"})
     assert not run_export(roberta_run[0], export_section(), folder, silent)[1]
     assert load(folder).bundle.student == "small"
-
-
-@pytest.mark.parametrize("section", [export_section("q4_0", "gguf"), export_section("q8_0", "gguf")])
-def test_gguf_alone_is_refused_and_leaves_nothing(roberta_run: Run, section: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="an encoder is written as onnx"):
-        run_export(roberta_run[0], section, tmp_path / "bundle", silent)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 
 from edgestill.distill.student.encoder import Encoder, load_encoder, load_tensors
 from edgestill.export import parity
-from edgestill.export.bert import HEAD_DENSE, read_shape, storage_kind, tensor_names
-from edgestill.export.grid import Grid, quantize
+from edgestill.export.bert import read_shape, to_grid
+from edgestill.export.grid import Grid
 from edgestill.export.onnx_encoder import write_encoder
 from edgestill.runtime.errors import GateFailed
 
@@ -25,10 +25,7 @@ FLOAT32_ACTIVATIONS = 1
 
 
 def grid_of(run: Run, quantization: Any) -> Grid:
-    config = config_of(run[0])
-    weights = load_file(run[0] / "model" / "model.safetensors")
-    names = tensor_names(read_shape(config), f"{HEAD_DENSE}.weight" in weights)
-    return Grid(config, {name: quantize(name, weights[name], storage_kind(name, quantization)) for name in names})
+    return to_grid(config_of(run[0]), load_file(run[0] / "model" / "model.safetensors"), quantization)
 
 
 def on_the_grid(run: Run, grid: Grid) -> Encoder:

@@ -6,24 +6,22 @@ import pytest
 
 from edgestill.distill.student import encoder
 from edgestill.export import bert
-from edgestill.export.plan import artifacts_of, check_base
+from edgestill.export.plan import check_base
 from edgestill.runtime.errors import UsageError
 
 WIDTHS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1000}
 LLAMA = {**WIDTHS, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 BERT = {**WIDTHS, "architectures": ["BertModel"], "model_type": "bert", "hidden_act": "gelu"}
 ROBERTA = {**BERT, "architectures": ["RobertaForMaskedLM"], "model_type": "roberta", "pad_token_id": 1}
-BOTH = ("onnx", "gguf")
 
 
 @pytest.mark.parametrize("config", [BERT, ROBERTA, {**ROBERTA, "model_type": "xlm-roberta"}])
 def test_the_bert_types_pass_as_encoders(config: dict[str, Any]) -> None:
-    check_base(config, "encoder", BOTH)
+    check_base(config, "encoder")
 
 
 def test_a_decoder_passes_with_any_artifact() -> None:
-    for artifacts in (BOTH, ("onnx",), ("gguf",)):
-        check_base(LLAMA, "causal", artifacts)
+    check_base(LLAMA, "causal")
 
 
 @pytest.mark.parametrize(
@@ -49,18 +47,8 @@ def test_a_decoder_passes_with_any_artifact() -> None:
 )
 def test_what_no_back_end_can_write_is_refused(config: dict[str, Any], kind: str, message: str) -> None:
     with pytest.raises(UsageError, match=r"student\.base") as caught:
-        check_base(config, kind, BOTH)
+        check_base(config, kind)
     assert message in str(caught.value)
-
-
-def test_an_encoder_that_is_wanted_as_gguf_only_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"export\.artifacts holds gguf, .* - set export\.artifacts: \[onnx\]"):
-        check_base(BERT, "encoder", ("gguf",))
-
-
-def test_an_encoder_drops_gguf_and_a_decoder_drops_nothing() -> None:
-    assert artifacts_of("encoder", ("gguf", "onnx")) == ("onnx",)
-    assert artifacts_of("causal", ("gguf", "onnx")) == ("gguf", "onnx")
 
 
 def test_export_writes_the_families_that_are_trained() -> None:

@@ -1,0 +1,200 @@
+"""Quantization-aware distillation: a trained student learns, on the q4_0 grid, to answer as it did in float32.
+
+First every layer is rounded so that its outputs change least (`gptq`); then what the grid does not round, norms and
+biases, learns through the rounded layers by the divergence from the student's own float32 answers. What is saved are
+codes and scales: nobody rounds again.
+"""
+
+import random
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edgestill.distill.dataset import Row
+from edgestill.distill.plan import StudentPlan
+from edgestill.distill.run import GRID_NAME
+from edgestill.distill.student.grid_students import GRID_STUDENTS, GridStudent
+from edgestill.distill.student.loop import Checkpoint, Mass, Progress, Training
+from edgestill.distill.student.objectives import class_weights
+from edgestill.distill.student.rounding import Gap, GridRow, Rounding, gap, with_answers
+from edgestill.distill.student_section import TrainSection
+from edgestill.distill.teacher.protocol import Annotation
+from edgestill.runtime import manifest
+from edgestill.runtime.device import peak_rss_bytes, usable_cores
+
+FACTS_NAME, CHECKPOINT_NAME = "grid.json", "checkpoint.pt"
+CALIBRATION_TOKENS = 8_192
+SMALLEST_RMS = 1e-3
+# rows to see in all, fewest and most epochs; few large steps, because each dequantizes every layer twice
+ROWS_SEEN, BATCH_ROWS, LEARNING_RATE = (1_500, 0.25, 2.0), 32, 2e-3
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """What putting a student on the grid measured (grid.json); `inputs_sha256` names everything that it depended on.
+
+    Gaps of three students: `nearest` rounds each weight on its own, `compensated` is GPTQ's, `trained` ships.
+    """
+
+    inputs_sha256: str
+    dev_rows: int
+    nearest: Gap
+    compensated: Gap
+    trained: Gap
+    calibration_tokens: int
+    rounding_s: float
+    rows: int
+    epochs: float
+    steps: int
+    trained_parameters: int
+    seconds: float
+    peak_rss_bytes: int | None
+    merge_max_logit_difference: float | None
+    schema: str = "edgestill-grid/1"
+
+
+class GridLearner:
+    """A student on the grid in training; see `loop.Learner`."""
+
+    def __init__(self, student: GridStudent, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """`parameters` are trained: what is not rounded."""
+        self.student = student
+        self.parameters = list(parameters)
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+
+    @property
+    def rates(self) -> list[float]:
+        """Learning rates relative to how large a tensor's values are (arXiv 1804.04235, section 8)."""
+        return [max(SMALLEST_RMS, float(p.detach().square().mean().sqrt())) for p in self.parameters]
+
+    def tokens(self, row: GridRow) -> int:
+        """See `Learner`."""
+        return self.student.tokens(row.row)
+
+    def mass(self, rows: Sequence[GridRow]) -> Mass:
+        """See `Learner`."""
+        return self.student.mass([row.row for row in rows])
+
+    def loss(self, rows: Sequence[GridRow], mass: Mass) -> tuple[Tensor, Tensor]:
+        """Divergence from the float32 student."""
+        return self.student.loss([row.row for row in rows], torch.cat([row.wanted for row in rows]), mass)
+
+
+def put_on_grid(
+    plan: StudentPlan,
+    pairs: Sequence[tuple[Row, Annotation]],
+    dev: Sequence[Row],
+    weights: Path,
+    folder: Path,
+    inputs_sha256: str,
+    progress: Progress = lambda done, total: None,
+    checkpoint_s: float = 60.0,
+) -> OnGrid:
+    """Round a trained student, train it on the grid, save codes and scales in `folder`, `grid.json` last.
+
+    Args:
+        plan: of the student that was trained.
+        pairs: training rows; their answers say where loss is, and nothing about what is right.
+        dev: rows on which the gaps are measured; nothing is chosen by them.
+        weights: the trained student's folder.
+        inputs_sha256: recorded, so that the caller can tell whether the grid is still the wanted one.
+        progress: told (tokens so far, all) after each step of training.
+        checkpoint_s: seconds between checkpoints of the training; rounding is done again after a stop.
+
+    Raises:
+        GateFailed: merging changed a decoder's answers.
+        EdgestillError: the base changed since training.
+    """
+    start, seed = time.perf_counter(), plan.recipe.train.seed
+    student, rows, held_out = _prepare(plan, pairs, dev, weights)
+    rounding = Rounding(student)
+    rounded = _round(rounding, rows, held_out, seed)
+    checkpoint = Checkpoint(folder / CHECKPOINT_NAME, inputs_sha256, checkpoint_s)
+    learner = GridLearner(student, rounding.plain.values())
+    settings = _settings(student.train, len(rows))
+    loop = Training[GridRow](learner, rows, settings, checkpoint, learner.rates)
+    state = loop.run(progress)
+    facts = OnGrid(
+        inputs_sha256,
+        dev_rows=len(held_out),
+        **rounded,
+        trained=gap(student, held_out),
+        rows=len(rows),
+        epochs=float(settings.epochs or 0),
+        steps=len(state.losses),
+        trained_parameters=sum(parameter.numel() for parameter in learner.parameters),
+        seconds=time.perf_counter() - start,
+        peak_rss_bytes=peak_rss_bytes(),
+        merge_max_logit_difference=student.merge_difference,
+    )
+    if loop.processes.index == 0:
+        _save(rounding.stored(), folder, facts)
+    return facts
+
+
+def _prepare(
+    plan: StudentPlan, pairs: Sequence[tuple[Row, Annotation]], dev: Sequence[Row], weights: Path
+) -> tuple[GridStudent, list[GridRow], list[GridRow]]:
+    """The trained student in float32, and training and development rows with what it answers."""
+    recipe = plan.recipe.alone(plan.recipe.the_student)
+    torch.manual_seed(recipe.train.seed)
+    torch.set_num_threads(usable_cores())
+    parts = (recipe, plan.base, plan.task, plan.tokenizer)
+    student = GRID_STUDENTS[plan.kind](*parts, weights, [row.text for row, _ in pairs])
+    weight_of = class_weights([answer.label for _, answer in pairs], recipe.train.class_weights)
+    rows = with_answers(student, [student.prepare(row.text, a, weight_of[a.label]) for row, a in pairs])
+    return student, rows, with_answers(student, [student.question(row.text) for row in dev])
+
+
+def _round(rounding: Rounding, rows: Sequence[GridRow], held_out: Sequence[GridRow], seed: int) -> dict[str, Any]:
+    """Round the layers, in place; the facts about it."""
+    nearest, start = rounding.nearest_gap(held_out), time.perf_counter()
+    calibration = _calibration(rounding.student, rows, seed)
+    rounding.compensate(calibration)
+    return {
+        "nearest": nearest,
+        "compensated": gap(rounding.student, held_out),
+        "calibration_tokens": sum(rounding.student.tokens(row.row) for row in calibration),
+        "rounding_s": time.perf_counter() - start,
+    }
+
+
+def _calibration(student: GridStudent, rows: Sequence[GridRow], seed: int) -> list[GridRow]:
+    """Some of the rows, drawn by the seed: as many as have `CALIBRATION_TOKENS`, at least one."""
+    chosen: list[GridRow] = []
+    tokens = 0
+    for row in random.Random(seed).sample(rows, len(rows)):
+        if chosen and tokens >= CALIBRATION_TOKENS:
+            break
+        chosen.append(row)
+        tokens += student.tokens(row.row)
+    return chosen
+
+
+def _settings(train: TrainSection, rows: int) -> TrainSection:
+    seen, fewest, most = ROWS_SEEN
+    epochs = max(fewest, min(most, seen / rows))
+    return train.model_copy(
+        update={"epochs": epochs, "batch_rows": BATCH_ROWS, "learning_rate": LEARNING_RATE, "pass_rows": None}
+    )
+
+
+def _save(tensors: dict[str, Tensor], folder: Path, facts: OnGrid) -> None:
+    """grid.safetensors and, last, grid.json; the checkpoint goes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        save_file(tensors, folder / GRID_NAME)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise manifest.disk_error(folder, error) from error
+    manifest.save(folder / FACTS_NAME, facts)
