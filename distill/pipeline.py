@@ -175,7 +175,7 @@ def _grid(
         facts = manifest.load(OnGrid, place / FACTS_NAME)
         if facts.inputs_sha256 == inputs:
             return dataclasses.asdict(facts)
-        (place / FACTS_NAME).unlink()
+        (place / FACTS_NAME).unlink(missing_ok=True)
     place.mkdir(exist_ok=True)
     pairs, dev = accepted(annotations, "train"), [row for row, _ in accepted(annotations, "dev")]
     told = lambda done, total: progress("onto the grid", done, total)  # noqa: E731
@@ -195,7 +195,8 @@ def _write_reference(plan: StudentPlan, annotations: Path, folder: Path) -> None
     if not test:
         raise EdgestillError("no test row has a usable answer of the teacher", "look at the rejections")
     dev = accepted(annotations, "dev")
-    manifest.write_jsonl(folder / "dev.jsonl", [{"id": row.id, "text": row.text} for row, _ in dev])
+    rows = [{"id": row.id, "text": row.text, "label": answer.label} for row, answer in dev]
+    manifest.write_jsonl(folder / "dev.jsonl", rows)
     manifest.write_jsonl(folder / "test.jsonl", [{"id": r.id, "text": r.text, "gold": r.gold} for r, _ in test])
     manifest.write_jsonl(folder / "teacher.jsonl", [dataclasses.asdict(answer) for _, answer in test])
 

@@ -6,7 +6,7 @@ Layout of runs/NAME/student:
     adapter/              a decoder's LoRA weights (peft) and training.json
     model/                or an encoder's weights, head and training.json
     grid/                 the weights as q4_0 codes and scales, the ones that ship, and grid.json
-    dev.jsonl, test.jsonl rows: id, text, and for test rows gold or null
+    dev.jsonl, test.jsonl rows: id, text, the teacher's label of dev rows and gold or null of test rows
     teacher.jsonl         the teacher's answers on the test rows, for the report only
     predictions.jsonl     base, floor and student on the test rows, run with torch and scikit-learn
 """

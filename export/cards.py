@@ -8,6 +8,7 @@ from edgestill.export.build import Build
 from edgestill.export.gates.gate import Gate, gate_table
 from edgestill.export.grid import Grid
 from edgestill.export.web import how_to_load
+from edgestill.runtime.bundle import ONNX_LABELS
 from edgestill.runtime.task import Task
 
 CARD = """---
@@ -57,7 +58,7 @@ PARAMETER stop "{stop}"
 
 def model_card(build: Build, grid: Grid, example: str, others: str, gates: Sequence[Gate]) -> str:
     """README.md of the bundle; `others` is the sentence about other programs, `gates` what the build measured."""
-    run, task, engines = build.run, build.task, build.artifacts
+    run, task, engines = build.run, build.task, [engine for engine in build.artifacts if engine != ONNX_LABELS]
     return CARD.format(
         license=run.base.get("license") or "other",
         base=run.base["spec"],

@@ -4,6 +4,10 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
 
 from edgestill.export.grid import BLOCK
 
@@ -22,11 +26,22 @@ class Contents:
         return f"{count} tensor{'s' * (count > 1)} {first}{more}; {self.bits_per_weight:.2f} bits per weight"
 
 
+class _QuickReader(gguf.GGUFReader):
+    """gguf's reader, a quarter of its time: np.memmap is slow where a vocabulary is 100,000 small slices."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        order = self.byte_order if override_order is None else override_order
+        return np.frombuffer(self.data, np.dtype(dtype).newbyteorder(order), int(count), int(offset))
+
+
+def gguf_tensors(path: Path) -> dict[str, Any]:
+    """Every tensor of a GGUF file by its name, as gguf's `ReaderTensor`; its data stay in the file."""
+    return {tensor.name: tensor for tensor in _QuickReader(path).tensors}
+
+
 def gguf_contents(path: Path) -> Contents:
     """Of a GGUF file, with ggml's names of types."""
-    import gguf
-
-    tensors = gguf.GGUFReader(path).tensors
+    tensors = gguf_tensors(path).values()
     bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
     return Contents(_sorted(Counter(t.tensor_type.name for t in tensors)), bits)
 

@@ -17,8 +17,7 @@ from edgestill.export.grid import Grid, read_grid
 from edgestill.export.weights import empty_model, load_grid, to_grid
 from edgestill.runtime import manifest
 from edgestill.runtime.bundle import ONNX_LABELS
-from edgestill.runtime.errors import GateFailed
-from edgestill.runtime.task import ANSWER_ROOM_TOKENS, load_tokenizer
+from edgestill.runtime.task import ANSWER_ROOM_TOKENS
 
 
 class DecoderCompiler(Compiler):
@@ -71,19 +70,14 @@ class DecoderCompiler(Compiler):
 
     def _write_gguf(self, grid: Grid, path: Path, texts: list[str]) -> dict[str, Any]:
         from edgestill.export.gguf_writer import write_gguf
-        from edgestill.export.tokenizer_writer import find_pre, mismatches, read_tokenizer
+        from edgestill.export.tokenizer_writer import find_pre, read_tokenizer
 
         build, probes = self.build, parity.tokenizer_probes(texts)
         pre = find_pre(build.student, build.config, build.task, probes)
         path.parent.mkdir()
         tokenizer = read_tokenizer(build.student, build.config, build.task, pre)
         write_gguf(grid, tokenizer, build.run.name, build.quantization, path)
-        wrong = mismatches(path, load_tokenizer(build.student), probes)
-        if wrong:
-            raise GateFailed(
-                f"{len(wrong)} of {len(probes)} texts get other token ids in llama.cpp, first {wrong[0]!r}"
-            )
-        return {"pre": pre, "texts": len(probes), "mismatches": 0, "origin": build.run.base["tokenizer_origin"]}
+        return {"pre": pre, "origin": build.run.base["tokenizer_origin"]}
 
     def readers(self) -> Mapping[str, Reader]:
         """MatMulNBits' published layout; llama.cpp's own dequantization."""

@@ -5,9 +5,9 @@ afterwards, by `contents`.
 """
 
 import ctypes
-import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ TYPES = ("q2_K", "q3_K_S", "q3_K_M", "q3_K_L", "q4_K_S", "q4_K_M", "q5_K_S", "q5
 
 
 def load_llama() -> Any:
-    """The package llama_cpp, quiet.
+    """The package llama_cpp.
 
     Raises:
         MissingPackage: it is not installed.
@@ -29,7 +29,6 @@ def load_llama() -> Any:
         import llama_cpp
     except ImportError:
         raise missing_package("llama-cpp-python", INSTALL_COMMAND) from None
-    logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)  # else it prints a line a tensor
     return llama_cpp
 
 
@@ -43,7 +42,7 @@ def quantize_file(source: Path, target: Path, kind: str, importance: Mapping[str
         importance: mean squares by tensor, (K,) each; empty for none.
 
     Raises:
-        EdgestillError: llama.cpp refused; its own words are on stderr.
+        EdgestillError: llama.cpp refused; its own words are in the message.
     """
     llama = load_llama()
     parameters = llama.llama_model_quantize_default_params()
@@ -57,6 +56,27 @@ def quantize_file(source: Path, target: Path, kind: str, importance: Mapping[str
         entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     if arrays:
         parameters.imatrix = ctypes.cast(entries, ctypes.POINTER(llama.llama_model_imatrix_data))
-    failed = llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters))
+    with _log(llama) as lines:
+        failed = llama.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters))
     if failed:
-        raise EdgestillError(f"llama.cpp could not write {kind}", "see its words above, or choose another scheme")
+        reason = lines[-1] if lines else "it does not say why"
+        raise EdgestillError(f"llama.cpp could not write {kind}: {reason}", "choose another scheme")
+
+
+@contextmanager
+def _log(llama: Any) -> Iterator[list[str]]:
+    """What llama.cpp says while it works, kept and not printed: it has a line for every tensor that falls back."""
+    from llama_cpp import _logger
+
+    lines: list[str] = []
+
+    def keep(_level: int, text: bytes, _data: Any) -> None:
+        if text.strip(b". \n"):
+            lines.append(text.decode(errors="replace").strip())
+
+    callback = llama.llama_log_callback(keep)  # a name of its own: ctypes keeps no reference to it either
+    llama.llama_log_set(callback, ctypes.c_void_p(0))
+    try:
+        yield lines
+    finally:
+        llama.llama_log_set(_logger.llama_log_callback, ctypes.c_void_p(0))

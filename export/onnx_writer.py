@@ -92,6 +92,7 @@ class Decoder(Graph):
     def _attention(self, layer: int, normed: str, lengths: tuple[str, str]) -> str:
         kind = self.shape.kinds[layer]
         past = [f"past_key_values.{layer}.{kind}" if self.keeps_state else "" for kind in ("key", "value")]
+        # written in any case: without them the operator adds in another order, and int8 makes that a label's difference
         present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
         output = self.node(
             "GroupQueryAttention",

@@ -16,7 +16,7 @@ from typing import Any
 from edgestill.distill.run import MANIFEST_NAME as RUN_NAME
 from edgestill.distill.run import StudentRun, load_run
 from edgestill.export import cards, parity, web
-from edgestill.export.build import Build, Compiler
+from edgestill.export.build import Build, Compiler, engines_of
 from edgestill.export.gates.answers import ANSWER_ROWS
 from edgestill.export.gates.check import answer_checks, file_gates
 from edgestill.export.gates.reference import golden_rows, references
@@ -24,7 +24,7 @@ from edgestill.export.gates.tokens import probe_texts
 from edgestill.export.grid import Grid
 from edgestill.export.plan import check_base
 from edgestill.runtime import manifest
-from edgestill.runtime.bundle import MANIFEST_NAME, Artifact, Bundle, load_task
+from edgestill.runtime.bundle import MANIFEST_NAME, ONNX, ONNX_LABELS, Artifact, Bundle, load_task
 from edgestill.runtime.device import package_versions
 from edgestill.runtime.errors import EdgestillError
 from edgestill.runtime.task import load_tokenizer
@@ -74,7 +74,7 @@ def run_export(student: Path, export: dict[str, Any], folder: Path, progress: Pr
     check_base(config, kind)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    build = Build(run, student, partial, task, config, tuple(export["artifacts"]), export["quantization"])
+    build = Build(run, student, partial, task, config, engines_of(export, task), export["quantization"])
     try:
         bundle = _build_in(build, chain, progress)
     except BaseException as error:
@@ -192,7 +192,7 @@ def _manifest(
 
 
 def _accuracy_level(engine: str) -> int | None:
-    if engine != "onnx":
+    if engine not in (ONNX, ONNX_LABELS):
         return None
     from edgestill.export.onnx_graph import ACCURACY_LEVEL
 

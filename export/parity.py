@@ -141,18 +141,7 @@ def tokenizer_probes(texts: Sequence[str], seed: int = 0) -> list[str]:
     rng = random.Random(seed)
     pieces = [
         *"abcxyzABC0123456789 .,;:!?'\"-_/\\()[]{}<>@#$%&*+=~^|`\t\n",
-        *[
-            "<s>",
-            "</s>",
-            "<|im_start|>",
-            "<|endoftext|>",
-            "<start_of_turn>",
-            "<0x0A>",
-            "[CLS]",
-            "[MASK]",
-            "##s",
-            "\u2581",
-        ],
+        *["<s>", "</s>", "<|im_start|>", "<|endoftext|>", "<start_of_turn>", "<0x0A>", "[CLS]", "[MASK]", "##s"],
         *["  ", "\n\n", "\r\n", " \n ", "'s", "'LL", "n't", "http://a.b/c?d=1", "e.g.", "...", "--", "1,000.50", "007"],
         *[
             "é",

@@ -8,18 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 
 from edgestill.export import bert, kquants, parity
-from edgestill.export.architecture import exact_norms, read_shape, storage_kind, tensor_names
-from edgestill.export.contents import Contents, gguf_contents, onnx_contents
+from edgestill.export.architecture import (
+    exact_norms,
+    from_file,
+    gguf_name,
+    gguf_row_order,
+    read_shape,
+    storage_kind,
+    tensor_names,
+)
+from edgestill.export.contents import Contents, gguf_contents, gguf_tensors, onnx_contents
 from edgestill.export.gguf_encoder import read_gguf_encoder
-from edgestill.export.grid import Floats, Grid, Kind, quantize
+from edgestill.export.grid import BLOCK, Floats, Grid, GridTensor, Kind, quantize
 from edgestill.export.model_folder import Model
 from edgestill.export.plan import MAX_FILE_BYTES
 from edgestill.export.tokenizer_writer import GgufTokenizer
 from edgestill.runtime.errors import GateFailed, UsageError
 from edgestill.runtime.task import load_tokenizer
+
+CHUNK_WEIGHTS = 1 << 18  # 1 MB of float32: what is computed from it stays in the cache
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ class SchemeWriter:
         if self.model.is_encoder:
             return bert.without_unread_positions(bert.to_grid(config, weights, kind))
         kinds = {name: kind if kind == "f32" else storage_kind(name, kind) for name in tensor_names(read_shape(config))}
-        return exact_norms(Grid(config, {name: quantize(name, weights[name], kinds[name]) for name in kinds}))
+        return exact_norms(Grid(config, {name: _round(name, weights[name], kinds[name]) for name in kinds}))
 
     def write(self, scheme: Scheme, grid: Grid) -> Contents:
         """One file of the grid's own numbers, read back and compared with it.
@@ -125,22 +136,30 @@ class SchemeWriter:
     def _check_numbers(self, scheme: Scheme, grid: Grid, path: Path) -> None:
         """Tensor by tensor, so that only one is in memory as float32."""
         seen = set()
-        halved = scheme.name == "gguf-f16"
-        for name, values in self._reader(scheme)(path, grid.config):
+        for name, values in self._read_back(scheme, grid, path):
             wanted = grid.tensors[name].dequantize() if name in grid.tensors else np.zeros(0, np.float32)
-            if halved and wanted.ndim == 2:
+            if scheme.name == "gguf-f16" and wanted.ndim == 2:
                 wanted = wanted.astype(np.float16).astype(np.float32)
             if not np.array_equal(wanted, values):
                 raise GateFailed(f"{scheme.path} holds other numbers than it should in {name}", "report this as a bug")
             seen.add(name)
-        if len(seen) != len(grid.tensors):
-            missing = sorted(set(grid.tensors) - seen)[:3]
-            raise GateFailed(f"{scheme.path} lacks {missing}", "report this as a bug")
+        missing = sorted(set(grid.tensors) - seen)
+        if missing:
+            raise GateFailed(f"{scheme.path} lacks {missing[:3]}", "report this as a bug")
 
-    def _reader(self, scheme: Scheme) -> Callable[[Path, dict[str, Any]], Iterator[tuple[str, Floats]]]:
+    def _read_back(self, scheme: Scheme, grid: Grid, path: Path) -> Iterator[tuple[str, Floats]]:
+        """(Hugging Face name, float32 values) of every tensor, by other code than wrote it."""
         if self.model.is_encoder:
-            return parity.read_onnx_encoder if scheme.engine == "onnx" else read_gguf_encoder
-        return parity.read_onnx if scheme.engine == "onnx" else parity.read_gguf
+            yield from (parity.read_onnx_encoder if scheme.engine == "onnx" else read_gguf_encoder)(path, grid.config)
+        elif scheme.engine == "onnx":
+            yield from parity.read_onnx(path, grid.config)
+        else:
+            shape, stored = read_shape(grid.config), gguf_tensors(path)
+            for name in grid.tensors:
+                tensor, order = stored[gguf_name(name, shape)], gguf_row_order(name, shape)
+                values = np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+                values = values.reshape(tuple(int(n) for n in reversed(tensor.shape)))
+                yield name, from_file(name, values if order is None else values[np.argsort(order)], shape)
 
     def importance(
         self, grid: Grid, texts: list[str], tell: Callable[[int, int], None]
@@ -157,3 +176,17 @@ class SchemeWriter:
         )
         found = measure(load_grid(empty_model(self.folder), grid), self.model.config, ids, tell)
         return found.means, found.tokens
+
+
+def _round(name: str, values: Floats, kind: Kind) -> GridTensor:
+    """`quantize`, some rows after the other: on the way it makes several arrays as large as what it is given."""
+    if kind == "f32":
+        return quantize(name, values, kind)
+    step = max(1, CHUNK_WEIGHTS // values.shape[1])
+    codes, scales = np.empty(values.shape, np.int8), np.empty((len(values), values.shape[1] // BLOCK), np.float16)
+    for start in range(0, len(values), step):
+        part = quantize(name, values[start : start + step], kind)
+        assert part.codes is not None
+        assert part.scales is not None
+        codes[start : start + step], scales[start : start + step] = part.codes, part.scales
+    return GridTensor(kind, codes, scales)

@@ -115,11 +115,19 @@ def _tokens_asked(ledger: Any) -> str:
 
 def _tokens_trained(run: Any) -> str:
     facts = run.training
-    return f"{facts['computed_tokens']:,} tokens trained in {facts['seconds']:.0f} s ({facts['tokens_per_s']:.0f}/s)"
+    words = f"{facts['computed_tokens']:,} tokens trained in {facts['seconds']:.0f} s ({facts['tokens_per_s']:.0f}/s)"
+    if run.grid is None:
+        return words
+    kept, nearest = (run.grid[name]["labels_kept"] for name in ("trained", "nearest"))
+    return f"{words}; on the grid {kept:.1%} of dev labels kept, to nearest {nearest:.1%}, {run.grid['seconds']:.0f} s"
 
 
 def _bytes_written(bundle: Any) -> str:
-    return ", ".join(f"{a.engine} {a.bytes / 1e6:.1f} MB" for a in bundle.artifacts)
+    """The files, and every gate that they passed on a line of its own."""
+    from edgestill.export.gates.gate import gate_lines
+
+    files = ", ".join(f"{a.engine} {a.bytes / 1e6:.1f} MB" for a in bundle.artifacts)
+    return "\n  ".join([files, *gate_lines(bundle.parity)])
 
 
 def _requests_timed(report: Any) -> str:

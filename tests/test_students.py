@@ -5,8 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from edgestill.export.gguf_encoder import read_gguf_encoder
+from edgestill.export.grid import quantize
+from edgestill.export.parity import read_gguf, read_onnx, read_onnx_encoder
 from edgestill.runtime import load
 
 
@@ -39,7 +44,7 @@ def test_every_student_has_its_bundle_and_its_rows_in_one_report(run: Path) -> N
     names = [system["name"] for system in report_of(run)["systems"]]
     assert len(set(names)) == len(names)
     assert [name for name in names if "ONNX" in name] == [f"{s} ONNX q4_0" for s in ("minilm", "llama", "half")]
-    assert [name for name in names if "GGUF" in name] == [f"{s} GGUF q4_0" for s in ("llama", "half")]
+    assert [name for name in names if "GGUF" in name] == [f"{s} GGUF q4_0" for s in ("minilm", "llama", "half")]
     assert names.count("floor") == names.count("teacher") == 1
     assert [name for name in names if "base" in name] == ["llama base"]  # the others cannot answer untrained
     assert report_of(run)["choice"] is not None
@@ -65,6 +70,24 @@ def test_a_cut_student_is_half_as_deep(run: Path) -> None:
         for name in ("llama", "half")
     ]
     assert layers == [2, 1]
+
+
+@pytest.mark.parametrize("name", ["minilm", "llama", "half"])
+def test_both_files_hold_the_codes_that_training_left_and_not_the_nearest_ones(run: Path, name: str) -> None:
+    student, bundle = run / "run" / name / "student", run / "run" / name / "bundle"
+    config = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
+    stored = load_file(student / "grid" / "grid.safetensors")
+    readers = (read_onnx_encoder, read_gguf_encoder) if name == "minilm" else (read_onnx, read_gguf)
+    files = (next((bundle / "onnx").glob("*.onnx")), next((bundle / "gguf").glob("*.gguf")))
+    for read, path in zip(readers, files, strict=True):
+        values = dict(read(path, config))
+        for tensor in (key.removesuffix(".codes") for key in stored if key.endswith(".codes")):
+            codes, scales = stored[f"{tensor}.codes"], stored[f"{tensor}.scales"]
+            wanted = codes.reshape(*scales.shape, 32) * scales[..., None].astype(np.float32)
+            assert np.array_equal(values[tensor], wanted.reshape(codes.shape))
+            again = quantize(tensor, values[tensor], "q4_0")
+            is_table = codes.min() < -8
+            assert is_table or not np.array_equal(again.codes, codes)  # nobody has rounded to nearest
 
 
 def test_a_second_build_does_nothing_again(run: Path, cli: Any) -> None:

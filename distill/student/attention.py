@@ -102,6 +102,7 @@ def packed_attention(
     if any(more.get(name) is not None for name in ("softcap", "s_aux")):
         raise NotImplementedError("packed attention has no capped scores and no sinks")
     hidden = [block.hidden_beyond(more.get("sliding_window")) for block in blocks]
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast rope leaves them in float32
     with torch.autocast("cpu", enabled=False):  # which would round the scores
         return _PackedAttention.apply(query, key, value, scaling, blocks, hidden, dropout), None
 

@@ -38,13 +38,7 @@ class CausalOnGrid(CausalRows):
         causal, self.merge_difference = merge(Path(base.folder), base.weights_sha256, weights, probes)
         super().__init__(causal.requires_grad_(False), recipe, task, tokenizer)
         self.dtype = compute_dtype(recipe.train.precision)
-        self.wanted_head = self.head.detach().clone()
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """What holds the layers and tensors that ship."""
-        module: torch.nn.Module = self.causal
-        return module
+        self.wanted_head = self.head.detach().to(self.dtype, copy=True)  # the head itself will be rounded
 
     @property
     def trunk(self) -> torch.nn.Module:
@@ -77,17 +71,15 @@ class CausalOnGrid(CausalRows):
     def loss(self, rows: Sequence[Example], wanted: Tensor, mass: Mass) -> tuple[Tensor, Tensor]:
         """Divergence from the float32 self, label and rationale weighed as in training."""
         packed = pack(rows)
-        head, wanted_head = self.head.to(self.dtype), self.wanted_head.to(self.dtype)
-        found = divergences(self._outputs(packed), head, wanted, wanted_head, TEMPERATURE)
+        found = divergences(self._outputs(packed), self.head.to(self.dtype), wanted, self.wanted_head, TEMPERATURE)
         loss, parts = label_rationale_loss(found, packed, self.train.rationale_weight, mass)
         return loss, parts.nan_to_num()
 
     def gaps(self, outputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """(divergences in nats over the vocabulary (N,), whether the likeliest label stays (N,))."""
-        head, wanted_head = self.head.to(self.dtype), self.wanted_head.to(self.dtype)
-        ids = [label.token_id for label in self.task.labels]
-        kept = (outputs @ head[ids].t()).argmax(-1) == (wanted @ wanted_head[ids].t()).argmax(-1)
-        return divergences(outputs, head, wanted, wanted_head), kept
+        head, ids = self.head.to(self.dtype), [label.token_id for label in self.task.labels]
+        kept = (outputs @ head[ids].t()).argmax(-1) == (wanted @ self.wanted_head[ids].t()).argmax(-1)
+        return divergences(outputs, head, wanted, self.wanted_head), kept
 
 
 class EncoderOnGrid(EncoderRows):
@@ -101,11 +93,6 @@ class EncoderOnGrid(EncoderRows):
         """`weights` is the folder of the trained model."""
         del base, texts
         super().__init__(load_encoder(weights).requires_grad_(False), recipe, task, tokenizer)
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """What holds the layers and tensors that ship."""
-        return self.model
 
     @property
     def trunk(self) -> torch.nn.Module:

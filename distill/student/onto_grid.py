@@ -33,8 +33,7 @@ from edgestill.runtime.device import peak_rss_bytes, usable_cores
 FACTS_NAME, CHECKPOINT_NAME = "grid.json", "checkpoint.pt"
 CALIBRATION_TOKENS = 8_192
 SMALLEST_RMS = 1e-3
-# rows to see in all, fewest and most epochs; few large steps, because each dequantizes every layer twice
-ROWS_SEEN, BATCH_ROWS, LEARNING_RATE = (1_500, 0.25, 2.0), 32, 2e-3
+MOST_ROWS, MOST_EPOCHS, BATCH_ROWS, LEARNING_RATE = 1_500, 2.0, 32, 2e-3
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def put_on_grid(
 
     Args:
         plan: of the student that was trained.
-        pairs: training rows; their answers say where loss is, and nothing about what is right.
+        pairs: training rows, of which up to 1,500 are drawn; their answers say where loss is, not what is right.
         dev: rows on which the gaps are measured; nothing is chosen by them.
         weights: the trained student's folder.
         inputs_sha256: recorded, so that the caller can tell whether the grid is still the wanted one.
@@ -114,14 +113,13 @@ def put_on_grid(
         GateFailed: merging changed a decoder's answers.
         EdgestillError: the base changed since training.
     """
-    start, seed = time.perf_counter(), plan.recipe.train.seed
+    start = time.perf_counter()
     student, rows, held_out = _prepare(plan, pairs, dev, weights)
     rounding = Rounding(student)
-    rounded = _round(rounding, rows, held_out, seed)
+    rounded = _round(rounding, rows, held_out)
     checkpoint = Checkpoint(folder / CHECKPOINT_NAME, inputs_sha256, checkpoint_s)
     learner = GridLearner(student, rounding.plain.values())
-    settings = _settings(student.train, len(rows))
-    loop = Training[GridRow](learner, rows, settings, checkpoint, learner.rates)
+    loop = Training[GridRow](learner, rows, _settings(student.train, len(rows)), checkpoint, learner.rates)
     state = loop.run(progress)
     facts = OnGrid(
         inputs_sha256,
@@ -129,7 +127,7 @@ def put_on_grid(
         **rounded,
         trained=gap(student, held_out),
         rows=len(rows),
-        epochs=float(settings.epochs or 0),
+        epochs=float(loop.train.epochs or 0),
         steps=len(state.losses),
         trained_parameters=sum(parameter.numel() for parameter in learner.parameters),
         seconds=time.perf_counter() - start,
@@ -138,6 +136,7 @@ def put_on_grid(
     )
     if loop.processes.index == 0:
         _save(rounding.stored(), folder, facts)
+    loop.processes.wait()
     return facts
 
 
@@ -151,14 +150,15 @@ def _prepare(
     parts = (recipe, plan.base, plan.task, plan.tokenizer)
     student = GRID_STUDENTS[plan.kind](*parts, weights, [row.text for row, _ in pairs])
     weight_of = class_weights([answer.label for _, answer in pairs], recipe.train.class_weights)
-    rows = with_answers(student, [student.prepare(row.text, a, weight_of[a.label]) for row, a in pairs])
+    some = random.Random(recipe.train.seed).sample(pairs, min(len(pairs), MOST_ROWS))
+    rows = with_answers(student, [student.prepare(row.text, a, weight_of[a.label]) for row, a in some])
     return student, rows, with_answers(student, [student.question(row.text) for row in dev])
 
 
-def _round(rounding: Rounding, rows: Sequence[GridRow], held_out: Sequence[GridRow], seed: int) -> dict[str, Any]:
+def _round(rounding: Rounding, rows: Sequence[GridRow], held_out: Sequence[GridRow]) -> dict[str, Any]:
     """Round the layers, in place; the facts about it."""
     nearest, start = rounding.nearest_gap(held_out), time.perf_counter()
-    calibration = _calibration(rounding.student, rows, seed)
+    calibration = _calibration(rounding.student, rows)
     rounding.compensate(calibration)
     return {
         "nearest": nearest,
@@ -168,11 +168,11 @@ def _round(rounding: Rounding, rows: Sequence[GridRow], held_out: Sequence[GridR
     }
 
 
-def _calibration(student: GridStudent, rows: Sequence[GridRow], seed: int) -> list[GridRow]:
-    """Some of the rows, drawn by the seed: as many as have `CALIBRATION_TOKENS`, at least one."""
+def _calibration(student: GridStudent, rows: Sequence[GridRow]) -> list[GridRow]:
+    """The first of the rows, which were drawn: as many as have `CALIBRATION_TOKENS`, at least one."""
     chosen: list[GridRow] = []
     tokens = 0
-    for row in random.Random(seed).sample(rows, len(rows)):
+    for row in rows:
         if chosen and tokens >= CALIBRATION_TOKENS:
             break
         chosen.append(row)
@@ -181,8 +181,7 @@ def _calibration(student: GridStudent, rows: Sequence[GridRow], seed: int) -> li
 
 
 def _settings(train: TrainSection, rows: int) -> TrainSection:
-    seen, fewest, most = ROWS_SEEN
-    epochs = max(fewest, min(most, seen / rows))
+    epochs = max(1.0, min(MOST_EPOCHS, MOST_ROWS / rows))
     return train.model_copy(
         update={"epochs": epochs, "batch_rows": BATCH_ROWS, "learning_rate": LEARNING_RATE, "pass_rows": None}
     )

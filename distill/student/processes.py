@@ -22,6 +22,10 @@ class Processes:
 
             self._state = PartialState(cpu=not torch.cuda.is_available())
 
+    def wait(self) -> None:
+        """Until all processes are here: what one of them has written, the others may read."""
+        self.add(torch.zeros(1))
+
     def add(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes."""
         if self.count > 1:

@@ -96,6 +96,7 @@ def train_student(
     facts = _facts(inputs_sha256, len(pairs), loop, state, learner, dev)
     if loop.processes.index == 0:
         _save(learner, folder, facts, state)
+    loop.processes.wait()
     return facts
 
 

@@ -76,11 +76,13 @@ def answer_gates(engine: str, found: Answers) -> list[Gate]:
     gates = [
         at_most(f"{engine}: labels other than torch's", flips, flips_allowed(found.rows), f"of {found.rows}"),
         at_most(f"{engine}: mean KL at the answer", found.mean_kl_nats, MAX_MEAN_KL_NATS, "nats"),
-        at_most(f"{engine}: torch's margin in a changed answer", found.max_margin_flipped, MAX_MARGIN_FLIPPED, "of 1"),
+        at_most(
+            f"{engine}: torch's margin in a changed answer", found.max_margin_flipped, MAX_MARGIN_FLIPPED, "probability"
+        ),
     ]
     if found.accuracy_lost is not None:
         name = f"{engine}: accuracy lost against torch, lower end of 95 %"
-        gates.append(at_most(name, found.accuracy_lost.low, ACCURACY_MARGIN, "of 1"))
+        gates.append(at_most(name, found.accuracy_lost.low, ACCURACY_MARGIN, "of the rows"))
     return gates
 
 

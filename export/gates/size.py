@@ -25,8 +25,9 @@ def size_gate(build: Build, engine: str, grid: Grid) -> Gate:
 
         grid = cut_head(grid, [label.token_id for label in build.task.labels])
     wanted = grid.bits_per_weight * grid.parameters / 8 + _beside(build, engine, path)
-    excess = max(0.0, abs(path.stat().st_size - wanted) - GRAPH_BYTES) / wanted
-    return at_most(f"{engine}: bytes beyond the {wanted / 1e6:,.1f} MB predicted", excess, MAX_EXCESS, "of them")
+    apart = abs(path.stat().st_size - wanted) / wanted
+    allowed = MAX_EXCESS + GRAPH_BYTES / wanted
+    return at_most(f"{engine}: bytes apart from the {wanted / 1e6:,.1f} MB predicted", apart, allowed, "of them")
 
 
 def _beside(build: Build, engine: str, path: Path) -> int:

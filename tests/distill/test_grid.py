@@ -1,5 +1,6 @@
 """A student on the grid: the codes of the compiler and of gguf, right gradients, a smaller gap, the same twice."""
 
+import dataclasses
 import json
 import random
 import re
@@ -168,6 +169,14 @@ def test_a_student_on_the_grid_answers_nearer_to_itself_and_is_saved_as_it_was_m
     again = gap(student, rows)
     assert again.mean_kl_nats == pytest.approx(facts.trained.mean_kl_nats, rel=0.02, abs=1e-6)
     assert again.labels_kept == facts.trained.labels_kept
+
+
+def test_products_in_bfloat16_end_nearer_too(trained: tuple[StudentPlan, list[Any], Path], tmp_path: Path) -> None:
+    plan, *rest = trained
+    train = plan.recipe.train.model_copy(update={"precision": "bfloat16"})
+    plan = dataclasses.replace(plan, recipe=plan.recipe.model_copy(update={"train": train}))
+    facts = on_grid((plan, *rest), tmp_path / "grid")  # type: ignore[arg-type]
+    assert facts.trained.mean_kl_nats < facts.nearest.mean_kl_nats
 
 
 def test_putting_it_on_the_grid_twice_gives_the_same_bytes(

@@ -38,8 +38,8 @@ DEFAULTS = {
     | {"tuning": None, "lora": {"r": 16, "alpha": 32}, "train": {}},
     "train": {"objective": "label+rationale", "rationale_weight": 0.5, "epochs": None, "learning_rate": None}
     | {"soft_labels": False, "label_temperature": 1, "label_smoothing": 0, "class_weights": "equal"}
-    | {"batch_rows": None, "pass_rows": None, "precision": "auto", "seed": 7},
-    "export": {"artifacts": ["onnx", "gguf"], "quantization": "q4_0"},
+    | {"batch_rows": None, "pass_rows": None, "precision": "auto", "quantize_aware": "auto", "seed": 7},
+    "export": {"artifacts": ["onnx", "gguf"], "quantization": "q4_0", "specialise": False},
     "bench": {"against": ["teacher", "base", "floor"]},
 }
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from edgestill.distill.student.encoder import Encoder, load_encoder, load_tensors
 from edgestill.export import parity
-from edgestill.export.bert import POSITIONS, WORDS, gguf_name, read_shape, to_grid
+from edgestill.export.bert import POSITIONS, WORDS, gguf_name, read_shape, to_grid, without_unread_positions
 from edgestill.export.encoder_tokenizer import add_tokenizer
 from edgestill.export.gguf_encoder import read_gguf_encoder, write_gguf_encoder
 from edgestill.export.grid import Grid, quantize
@@ -36,7 +36,7 @@ GRIDS = ("f32", "q8_0", "q4_0")
 
 def grid_of(run: Run, quantization: Any) -> Grid:
     config, weights = config_of(run[0]), load_file(run[0] / "model" / "model.safetensors")
-    grid = to_grid(config, weights, quantization)
+    grid = without_unread_positions(to_grid(config, weights, quantization))
     if quantization == "f32":
         grid.tensors[WORDS] = quantize(WORDS, weights[WORDS], "f32")
     return grid

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgestill.export import kquants
 from edgestill.export.imatrix import PIECE_TOKENS, measure, pieces, read_texts
+from edgestill.export.model_folder import open_model
 from edgestill.export.schemes import MANIFEST_NAME, Exported, export_schemes, find_schemes
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError, UsageError
@@ -128,8 +129,8 @@ def test_labels_say_what_the_files_hold(written: tuple[Path, Exported]) -> None:
     assert files["onnx-q4"].holds == {"INT4": 14, "F32": 5, "INT8": 1}
     assert files["gguf-q4_0"].holds == {"Q4_0": 14, "F32": 5, "Q8_0": 1}
     assert files["gguf-f16"].holds == {"F16": 15, "F32": 5}
-    assert files["gguf-q4_K_M"].holds == {"Q5_0": 13, "F32": 5, "Q8_0": 2}
-    assert files["gguf-q4_K_M"].label.startswith("q4_K_M: 13 tensors Q5_0, 5 F32, 2 Q8_0; ")
+    assert files["gguf-q4_K_M"].holds == {"Q5_0": 12, "F32": 5, "Q8_0": 3}
+    assert files["gguf-q4_K_M"].label.startswith("q4_K_M: 12 tensors Q5_0, 5 F32, 3 Q8_0; ")
     assert files["gguf-q4_0"].bits_per_weight == pytest.approx(files["onnx-q4"].bits_per_weight)
     for name, file in files.items():
         assert file.importance is (name in ("gguf-q4_K_M", "gguf-q6_K"))
@@ -217,7 +218,7 @@ def test_two_processes_write_the_same_bytes(tiny_base: Path, texts: Path, tmp_pa
     script = (
         "import sys; from pathlib import Path; from edgestill.export.schemes import export_schemes\n"
         "model, texts, out = map(Path, sys.argv[1:])\n"
-        f"export_schemes(model, out, {ALL_OF_A_DECODER!r}, None, texts, lambda *_: None)"
+        "export_schemes(model, out, ['onnx-q4', 'onnx-f32', 'q4_0', 'q4_K_M'], None, texts, lambda *_: None)"
     )
     sums = []
     for name in ("one", "two"):
@@ -226,7 +227,7 @@ def test_two_processes_write_the_same_bytes(tiny_base: Path, texts: Path, tmp_pa
         files = sorted(p for p in (tmp_path / name).rglob("*") if p.is_file())
         sums.append({p.relative_to(tmp_path / name): manifest.sha256_file(p) for p in files})
     assert sums[0] == sums[1]
-    assert len(sums[0]) > len(ALL_OF_A_DECODER)
+    assert {path.suffix for path in sums[0]} >= {".onnx", ".gguf", ".json"}
 
 
 def test_the_verb_prints_a_line_a_file_and_what_to_type_next(tiny_base: Path, tmp_path: Path, cli: Cli) -> None:
@@ -239,6 +240,22 @@ def test_the_verb_prints_a_line_a_file_and_what_to_type_next(tiny_base: Path, tm
     assert "  q4_0: 14 tensors Q4_0, 5 F32, 1 Q8_0; " in lines[1]
     following = lines[-1].removeprefix("Next: python ")
     assert subprocess.run(f"{sys.executable} {following}", shell=True, capture_output=True, check=False).returncode == 0
+
+
+def test_shards_of_bfloat16_with_a_copy_of_a_tied_head_are_read_as_float32(tiny_base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = changed(tiny_base, tmp_path / "model")
+    tensors = {name: t.bfloat16() for name, t in load_file(model / "model.safetensors").items()}
+    (model / "model.safetensors").unlink()
+    embedding = tensors.pop("model.embed_tokens.weight")
+    save_file({"model.embed_tokens.weight": embedding, "lm_head.weight": embedding.clone()}, model / "1.safetensors")
+    save_file(tensors, model / "2.safetensors")
+    weights = open_model(model).weights
+    assert set(weights) == {"model.embed_tokens.weight", *tensors}
+    for name, values in ({"model.embed_tokens.weight": embedding} | tensors).items():
+        assert weights[name].dtype == np.float32
+        assert np.array_equal(weights[name], np.asarray(values.float()))
 
 
 def changed(folder: Path, out: Path, **changes: Any) -> Path:
@@ -290,10 +307,18 @@ def test_a_bare_encoder_and_floats_of_encoders_are_refused(
         export(classifier, tmp_path / "out", "q4_K_M")
 
 
-def test_a_quantizer_that_fails_leaves_nothing(tiny_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(EdgestillError, match=r"llama\.cpp could not write q4_K_M"):
+def test_a_quantizer_that_fails_says_why_in_one_error_and_prints_nothing(
+    tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(EdgestillError, match=r"llama\.cpp could not write q4_K_M: .*failed to load model"):
         kquants.quantize_file(tiny_base / "config.json", tmp_path / "out.gguf", "q4_K_M", {})
-    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr().err == ""
+
+
+def test_importance_of_another_width_is_refused(written: tuple[Path, Exported], tmp_path: Path) -> None:
+    means = {"blk.0.attn_q.weight": np.ones(7, np.float32)}
+    with pytest.raises(EdgestillError, match=r"imatrix size 7 is different"):
+        kquants.quantize_file(written[0] / "gguf/model-f16.gguf", tmp_path / "out.gguf", "q4_K_M", means)
 
 
 def test_usage_is_refused_in_one_line(tiny_base: Path, adapter: Path, texts: Path, tmp_path: Path, cli: Cli) -> None:
