@@ -83,8 +83,10 @@ def test_the_chain_of_hashes_leads_from_the_report_to_the_recipe(demo: Path) -> 
 def test_the_gates_measured_something(demo: Path) -> None:
     parity = read(demo / "bundle" / "bundle.json")["parity"]
     assert parity["numbers"] == {"tensors": 272, "onnx": True, "gguf": True, "max_difference": 0.0}
-    assert parity["tokens"]["texts"] > 4_000
-    assert parity["tokens"]["mismatches"] == 0
+    gates = {gate["name"]: gate for gate in parity["gates"]}
+    assert {"token ids in llama.cpp", "onnx in float32: KL at the answer", "gguf: answers without end"} <= set(gates)
+    assert all(gate["passed"] for gate in gates.values())
+    assert gates["token ids in llama.cpp"]["unit"] == "of 10,525 texts"
     assert 0 < parity["merge_max_logit_difference"] <= 1e-3
     assert set(parity["answers"]) == {"onnx", "gguf"}
 

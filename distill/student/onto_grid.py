@@ -33,7 +33,8 @@ from edgestill.runtime.device import peak_rss_bytes, usable_cores
 FACTS_NAME, CHECKPOINT_NAME = "grid.json", "checkpoint.pt"
 CALIBRATION_TOKENS = 8_192
 SMALLEST_RMS = 1e-3
-MOST_ROWS, MOST_EPOCHS, BATCH_ROWS, LEARNING_RATE = 1_500, 2.0, 32, 2e-3
+# One epoch of few rows in large steps: what there is to gain comes early, and the stage is to cost less than training.
+MOST_ROWS, BATCH_ROWS, PASS_ROWS, LEARNING_RATE = 512, 32, 8, 2e-3
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def put_on_grid(
 
     Args:
         plan: of the student that was trained.
-        pairs: training rows, of which up to 1,500 are drawn; their answers say where loss is, not what is right.
+        pairs: training rows, of which up to 512 are drawn; their answers say where loss is, not what is right.
         dev: rows on which the gaps are measured; nothing is chosen by them.
         weights: the trained student's folder.
         inputs_sha256: recorded, so that the caller can tell whether the grid is still the wanted one.
@@ -119,7 +120,7 @@ def put_on_grid(
     rounded = _round(rounding, rows, held_out)
     checkpoint = Checkpoint(folder / CHECKPOINT_NAME, inputs_sha256, checkpoint_s)
     learner = GridLearner(student, rounding.plain.values())
-    loop = Training[GridRow](learner, rows, _settings(student.train, len(rows)), checkpoint, learner.rates)
+    loop = Training[GridRow](learner, rows, _settings(student.train), checkpoint, learner.rates)
     state = loop.run(progress)
     facts = OnGrid(
         inputs_sha256,
@@ -180,10 +181,9 @@ def _calibration(student: GridStudent, rows: Sequence[GridRow]) -> list[GridRow]
     return chosen
 
 
-def _settings(train: TrainSection, rows: int) -> TrainSection:
-    epochs = max(1.0, min(MOST_EPOCHS, MOST_ROWS / rows))
+def _settings(train: TrainSection) -> TrainSection:
     return train.model_copy(
-        update={"epochs": epochs, "batch_rows": BATCH_ROWS, "learning_rate": LEARNING_RATE, "pass_rows": None}
+        update={"epochs": 1.0, "batch_rows": BATCH_ROWS, "pass_rows": PASS_ROWS, "learning_rate": LEARNING_RATE}
     )
 
 
