@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgestill.export.bert import POSITIONS, BertShape, gguf_name, read_shape, tensor_names
-from edgestill.export.gguf_writer import block_bytes
+from edgestill.export.gguf_writer import block_bytes, finish
 from edgestill.export.grid import Floats, Grid
 from edgestill.runtime.gguf_session import POOLING_KEY
 
@@ -49,10 +49,7 @@ def write_gguf_encoder(
         values = tensor.dequantize()
         first = shape.first_position if tensor_name == POSITIONS else 0  # llama.cpp counts positions from 0
         writer.add_tensor(gguf_name(tensor_name), values[first:])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return said
 
 
@@ -73,9 +70,11 @@ def read_gguf_encoder(path: Path, config: dict[str, Any]) -> Iterator[tuple[str,
     """
     import gguf
 
+    from edgestill.export.contents import gguf_tensors
+
     shape = read_shape(config)
     known = {gguf_name(name): name for name in tensor_names(shape, dense=True)}
-    for tensor in gguf.GGUFReader(path).tensors:
+    for tensor in gguf_tensors(path).values():
         values = np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
         values = values.reshape(tuple(int(n) for n in reversed(tensor.shape)))
         name = known.get(tensor.name, f"not in the model: {tensor.name}")

@@ -48,6 +48,11 @@ def write_gguf(grid: Grid, tokenizer: GgufTokenizer, name: str, quantization: st
             writer.add_tensor(gguf_name(tensor_name, shape), block_bytes(stored), raw_dtype=kinds[stored.kind])
     for constant, values in gguf_constants(shape).items():
         writer.add_tensor(constant, values)
+    finish(writer)
+
+
+def finish(writer: Any) -> None:
+    """Write all that a `gguf.GGUFWriter` was given, and close its file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

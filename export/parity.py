@@ -73,9 +73,9 @@ def read_gguf(path: Path, config: dict[str, Any]) -> Iterator[tuple[str, Floats]
     """(Hugging Face name, float32 values) of every tensor, dequantized by the gguf package."""
     import gguf
 
-    shape = read_shape(config)
-    reader = gguf.GGUFReader(path)
-    stored = {tensor.name: tensor for tensor in reader.tensors}
+    from edgestill.export.contents import gguf_tensors
+
+    shape, stored = read_shape(config), gguf_tensors(path)
     for name in tensor_names(shape):
         tensor = stored.pop(gguf_name(name, shape), None)
         if tensor is None:

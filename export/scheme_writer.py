@@ -8,20 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
 from edgestill.export import bert, kquants, parity
-from edgestill.export.architecture import (
-    exact_norms,
-    from_file,
-    gguf_name,
-    gguf_row_order,
-    read_shape,
-    storage_kind,
-    tensor_names,
-)
-from edgestill.export.contents import Contents, gguf_contents, gguf_tensors, onnx_contents
+from edgestill.export.architecture import exact_norms, read_shape, storage_kind, tensor_names
+from edgestill.export.contents import Contents, gguf_contents, onnx_contents
 from edgestill.export.gguf_encoder import read_gguf_encoder
 from edgestill.export.grid import BLOCK, Floats, Grid, GridTensor, Kind, quantize
 from edgestill.export.model_folder import Model
@@ -137,7 +128,9 @@ class SchemeWriter:
         """Tensor by tensor, so that only one is in memory as float32."""
         seen = set()
         for name, values in self._read_back(scheme, grid, path):
-            wanted = grid.tensors[name].dequantize() if name in grid.tensors else np.zeros(0, np.float32)
+            if name not in grid.tensors:
+                raise GateFailed(f"{scheme.path} holds {name}, which the grid does not", "report this as a bug")
+            wanted = grid.tensors[name].dequantize()
             if scheme.name == "gguf-f16" and wanted.ndim == 2:
                 wanted = wanted.astype(np.float16).astype(np.float32)
             if not np.array_equal(wanted, values):
@@ -151,15 +144,8 @@ class SchemeWriter:
         """(Hugging Face name, float32 values) of every tensor, by other code than wrote it."""
         if self.model.is_encoder:
             yield from (parity.read_onnx_encoder if scheme.engine == "onnx" else read_gguf_encoder)(path, grid.config)
-        elif scheme.engine == "onnx":
-            yield from parity.read_onnx(path, grid.config)
         else:
-            shape, stored = read_shape(grid.config), gguf_tensors(path)
-            for name in grid.tensors:
-                tensor, order = stored[gguf_name(name, shape)], gguf_row_order(name, shape)
-                values = np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
-                values = values.reshape(tuple(int(n) for n in reversed(tensor.shape)))
-                yield name, from_file(name, values if order is None else values[np.argsort(order)], shape)
+            yield from (parity.read_onnx if scheme.engine == "onnx" else parity.read_gguf)(path, grid.config)
 
     def importance(
         self, grid: Grid, texts: list[str], tell: Callable[[int, int], None]

@@ -1,5 +1,6 @@
 """Folders and adapters without a recipe: what is written computes what torch does and holds what its label says."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -15,11 +16,13 @@ from conftest import Cli
 from numpy.typing import NDArray
 
 from edgestill.export import kquants
+from edgestill.export.grid import Grid
 from edgestill.export.imatrix import PIECE_TOKENS, measure, pieces, read_texts
 from edgestill.export.model_folder import open_model
+from edgestill.export.scheme_writer import SchemeWriter
 from edgestill.export.schemes import MANIFEST_NAME, Exported, export_schemes, find_schemes
 from edgestill.runtime import manifest
-from edgestill.runtime.errors import EdgestillError, UsageError
+from edgestill.runtime.errors import EdgestillError, GateFailed, UsageError
 
 IDS = [504, 2365, 6354, 16438, 27003, 690, 260, 23790, 2767, 30]
 TEXT = "The quick brown fox jumps over the lazy dog, and nobody knows why it would. " * 4
@@ -356,3 +359,26 @@ def test_calibration_texts_that_are_none_are_refused(tmp_path: Path, name: str, 
 def test_schemes_go_by_full_or_short_name_each_once() -> None:
     assert [s.name for s in find_schemes(["q4_0", "gguf-q4_0", "onnx-q4"])] == ["onnx-q4", "gguf-q4_0"]
     assert [s.name for s in find_schemes([])] == ["onnx-q4", "gguf-q4_0"]
+
+
+@pytest.mark.parametrize("name", ["onnx-q4", "gguf-q4_0"])
+@pytest.mark.parametrize("fault", ["another code", "a tensor less", "a tensor more"])
+def test_a_file_that_does_not_hold_its_grid_ends_the_export(
+    tiny_base: Path, written: tuple[Path, Exported], name: str, fault: str
+) -> None:
+    writer, (scheme,) = SchemeWriter(open_model(tiny_base), written[0]), find_schemes([name])
+    grid, path, one = writer.grid(scheme.kind), written[0] / scheme.path, "model.layers.1.mlp.down_proj.weight"
+    writer._check_numbers(scheme, grid, path)
+    tensors = dict(grid.tensors)
+    if fault == "another code":
+        codes = tensors[one].codes
+        assert codes is not None
+        changed = codes.copy()
+        changed[3, 5] = -changed[3, 5] - 1
+        tensors[one] = dataclasses.replace(tensors[one], codes=changed)
+    elif fault == "a tensor less":
+        tensors.pop(one)
+    else:
+        tensors["model.layers.2.mlp.down_proj.weight"] = tensors[one]
+    with pytest.raises(GateFailed, match=r"layers\.[12]\.mlp\.down_proj"):
+        writer._check_numbers(scheme, Grid(grid.config, tensors), path)
