@@ -3,9 +3,10 @@
 Usage: EDGESTILL_DATA=FOLDER bench_grid.py [--seeds 3] [--rows 1500] [--work runs/bench-grid] [--student smollm2 minilm]
 
 Gold labels of banking77 stand in for the teacher. A seed is one run of the product's own stages in WORK (kept, and
-gone on with): annotate, train, export; then the same trained weights are exported again without their grid, and a decoder's also as
-K-quants with an importance matrix of the training rows and their answers. Every artifact answers all test rows through
-the runtime, and is compared row by row with the float32 student's answers in torch. A finished seed is a line of benchmarks/results/grid/banking77.jsonl and is not run again.
+gone on with): annotate, train, export; then the same trained weights are exported again without their grid, and a
+decoder's also as K-quants with an importance matrix of the training rows and their answers. Every artifact answers all
+test rows through the runtime, and is compared row by row with the float32 student's answers in torch. A finished seed
+is a line of benchmarks/results/grid/banking77.jsonl and is not run again.
 """
 
 import argparse
