@@ -143,6 +143,12 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _something_to_specialise(self) -> "Recipe":
+        if self.export.specialise and all(student.kind == "encoder" for student in self.students):
+            raise ValueError("export.specialise is true, but an encoder's graph only labels anyway; remove the line")
+        return self
+
     @property
     def students(self) -> tuple[StudentSection, ...]:
         """All students, also when the recipe names one."""

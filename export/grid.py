@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgestill.runtime.errors import EdgestillError
 
 BLOCK = 32
+CHUNK_WEIGHTS = 1 << 18  # rounded at a time: what is computed from 1 MB of float32 stays in the cache
 BITS_PER_WEIGHT = {"q4_0": 4.5, "q8_0": 8.5, "f32": 32.0}
 
 Kind = Literal["q4_0", "q8_0", "f32"]
@@ -121,11 +122,16 @@ def quantize(name: str, values: Floats, kind: Kind) -> GridTensor:
         )
     if kind == "f32":
         return GridTensor("f32", values=np.ascontiguousarray(values, np.float32))
-    blocks = values.astype(np.float32).reshape(values.shape[0], -1, BLOCK)
-    codes, scales = (_q4_0 if kind == "q4_0" else _q8_0)(blocks)
+    rounded, step = _q4_0 if kind == "q4_0" else _q8_0, max(1, CHUNK_WEIGHTS // values.shape[1])
+    codes, scales = np.empty(values.shape, np.int8), np.empty((len(values), values.shape[1] // BLOCK), np.float16)
+    for start in range(0, len(values), step):
+        rows = slice(start, start + step)
+        some = values[rows].astype(np.float32)
+        found, scales[rows] = rounded(some.reshape(len(some), -1, BLOCK))
+        codes[rows] = found.reshape(some.shape)
     if not np.isfinite(scales).all():
         raise EdgestillError(f"the tensor {name} has a block too large for a float16 scale", "train again")
-    return GridTensor(kind, codes.reshape(values.shape), scales)
+    return GridTensor(kind, codes, scales)
 
 
 def _q4_0(blocks: Floats) -> tuple[NDArray[np.int8], NDArray[np.float16]]:

@@ -14,14 +14,12 @@ from edgestill.export import bert, kquants, parity
 from edgestill.export.architecture import exact_norms, read_shape, storage_kind, tensor_names
 from edgestill.export.contents import Contents, gguf_contents, onnx_contents
 from edgestill.export.gguf_encoder import read_gguf_encoder
-from edgestill.export.grid import BLOCK, Floats, Grid, GridTensor, Kind, quantize
+from edgestill.export.grid import Floats, Grid, Kind, quantize
 from edgestill.export.model_folder import Model
 from edgestill.export.plan import MAX_FILE_BYTES
 from edgestill.export.tokenizer_writer import GgufTokenizer
 from edgestill.runtime.errors import GateFailed, UsageError
 from edgestill.runtime.task import load_tokenizer
-
-CHUNK_WEIGHTS = 1 << 18  # 1 MB of float32: what is computed from it stays in the cache
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class SchemeWriter:
         if self.model.is_encoder:
             return bert.without_unread_positions(bert.to_grid(config, weights, kind))
         kinds = {name: kind if kind == "f32" else storage_kind(name, kind) for name in tensor_names(read_shape(config))}
-        return exact_norms(Grid(config, {name: _round(name, weights[name], kinds[name]) for name in kinds}))
+        return exact_norms(Grid(config, {name: quantize(name, weights[name], kinds[name]) for name in kinds}))
 
     def write(self, scheme: Scheme, grid: Grid) -> Contents:
         """One file of the grid's own numbers, read back and compared with it.
@@ -162,17 +160,3 @@ class SchemeWriter:
         )
         found = measure(load_grid(empty_model(self.folder), grid), self.model.config, ids, tell)
         return found.means, found.tokens
-
-
-def _round(name: str, values: Floats, kind: Kind) -> GridTensor:
-    """`quantize`, some rows after the other: on the way it makes several arrays as large as what it is given."""
-    if kind == "f32":
-        return quantize(name, values, kind)
-    step = max(1, CHUNK_WEIGHTS // values.shape[1])
-    codes, scales = np.empty(values.shape, np.int8), np.empty((len(values), values.shape[1] // BLOCK), np.float16)
-    for start in range(0, len(values), step):
-        part = quantize(name, values[start : start + step], kind)
-        assert part.codes is not None
-        assert part.scales is not None
-        codes[start : start + step], scales[start : start + step] = part.codes, part.scales
-    return GridTensor(kind, codes, scales)

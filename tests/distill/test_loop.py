@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from edgestill.distill.student.bidirectional import EncoderLearner, TextRow
 from edgestill.distill.student.causal import CausalLearner
@@ -20,6 +22,10 @@ from edgestill.distill.student_section import TrainSection
 from edgestill.runtime import manifest
 
 WIDTH, LABELS = 12, 3
+ALONE = [sys.executable]
+IN_PAIRS = [str(Path(sys.executable).parent / "accelerate"), "launch"]  # --multi_gpu is torchrun; no GPU is needed
+IN_PAIRS += ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+IN_PAIRS += ["--dynamo_backend", "no", "--main_process_port", "0"]
 
 
 class Plain:
@@ -182,25 +188,10 @@ def test_a_killed_training_goes_on_and_saves_the_same_bytes(
 def test_two_processes_learn_what_one_learns_with_twice_the_passes(
     tiny_recipes: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
-    launch = [
-        Path(sys.executable).parent / "accelerate",
-        "launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-    ]  # torchrun; no GPU is needed
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     losses = {}
-    for name, command, pass_rows in (("two", launch, 0), ("one", [sys.executable], 4)):
+    for name, command, pass_rows in (("two", IN_PAIRS, 0), ("one", ALONE, 4)):
         out = tmp_path / name
-        done = subprocess.run(
-            [*map(str, command), *_arguments(tiny_recipes[kind], out, 1e9, pass_rows)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+        _run(command, tiny_recipes[kind], out, pass_rows)
         losses[name] = torch.tensor([line["label_nats"] for line in manifest.read_jsonl(out / "losses.jsonl")])
         assert json.loads((out / "training.json").read_text(encoding="utf-8"))["processes"] == (
             2 if name == "two" else 1
@@ -210,8 +201,41 @@ def test_two_processes_learn_what_one_learns_with_twice_the_passes(
     assert losses["one"][-1] < losses["one"][0]
 
 
+@pytest.mark.parametrize("kind", ["causal", "encoder"])
+def test_two_processes_put_a_student_on_the_grid_as_one_does(
+    kind: str, tiny_recipes: dict[str, Path], tmp_path: Path
+) -> None:
+    _trained(tiny_recipes[kind], tmp_path / "one", 1e9)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    for name, command in (("one", ALONE), ("two", IN_PAIRS)):
+        _run(command, tiny_recipes[kind], tmp_path / name)
+    one, two = (load_file(tmp_path / name / "grid" / "grid.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    learnt = 0
+    for name, value in one.items():
+        if name.endswith((".codes", ".scales")):
+            assert torch.equal(value, two[name])  # both processes round alike
+        else:
+            torch.testing.assert_close(two[name], value, rtol=2e-3, atol=1e-4)
+            learnt += 1
+    assert learnt
+    assert not (tmp_path / "two" / "grid" / "checkpoint.pt").exists()
+
+
 def _arguments(recipe: Path, out: Path, checkpoint_s: float, pass_rows: int = 0) -> list[str]:
     return [str(Path(__file__).parent / "train_once.py"), str(recipe), str(out), str(checkpoint_s), str(pass_rows)]
+
+
+def _run(command: list[str], recipe: Path, out: Path, pass_rows: int = 0) -> None:
+    """One run of the program to its end, with `command` before it."""
+    done = subprocess.run(
+        [*command, *_arguments(recipe, out, 1e9, pass_rows)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def _start(recipe: Path, out: Path, checkpoint_s: float) -> subprocess.Popen[bytes]:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from edgestill.distill.recipe import ExportSection
+from edgestill.distill.recipe import ExportSection, read_recipe
 from edgestill.export import parity
 from edgestill.export.architecture import EMBEDDING, FINAL_NORM, HEAD, exact_norms
 from edgestill.export.grid import Grid, GridTensor
@@ -19,7 +19,7 @@ from edgestill.export.onnx_labels import cut_head, write_labels
 from edgestill.export.onnx_writer import write_onnx
 from edgestill.runtime import load, manifest
 from edgestill.runtime.bundle import load_bundle
-from edgestill.runtime.errors import EdgestillError, GateFailed
+from edgestill.runtime.errors import EdgestillError, GateFailed, UsageError
 from edgestill.runtime.onnx_session import PREFILL_CHUNK_TOKENS, OnnxEncoderSession, OnnxSession
 from edgestill.runtime.stages import Stages
 
@@ -38,6 +38,15 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 MAX_ERROR = 1e-5  # of logits: kernels for one row and for many add in another order
+
+
+def test_specialise_wants_a_student_that_could_do_more(tiny_recipe: Path) -> None:
+    text = tiny_recipe.read_text() + "export: {specialise: true}\n"
+    tiny_recipe.write_text(text)
+    assert read_recipe(tiny_recipe).export.specialise
+    tiny_recipe.write_text(text.replace("student: {", "student: {kind: encoder, "))
+    with pytest.raises(UsageError, match="an encoder's graph only labels anyway"):
+        read_recipe(tiny_recipe)
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
