@@ -5,13 +5,17 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-ch
 PIP_OPTIMUM := PYTHONWARNINGS=ignore .venv-optimum/bin/pip install --quiet --disable-pip-version-check \
 	--constraint tests/optimum/constraints.txt
 
-.PHONY: demo test test-optimum lint types check soak bench-teacher bench-train bench-students bench-grid clean install web
+.PHONY: demo test test-optimum lint types check soak bench-teacher bench-train bench-students bench-grid bench-runtime test-qemu clean install web
 
 demo: install
 	$(BIN)/edgestill build distill/example/recipe.yaml
 
 test: install lint types
 	$(BIN)/pytest
+
+# answers on emulated ARM cores, in a small system that apt brings; some minutes, Debian or Ubuntu
+test-qemu: install
+	$(BIN)/pytest -m qemu tests/benchmarks/test_emulated.py
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -40,6 +44,10 @@ bench-students: install
 # what int4 costs on the real kernels, banking77 under EDGESTILL_DATA; half an hour a seed, goes on where it stopped
 bench-grid: install
 	$(BIN)/python tests/bench_grid.py
+
+# the runtime beside llama-cpp-python, onnxruntime-genai and transformers; on a quiet machine
+bench-runtime: install
+	$(BIN)/python tests/bench_runtime.py
 
 install: .venv/.installed
 

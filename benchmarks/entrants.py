@@ -21,16 +21,6 @@ class Entrant:
     bundle: Bundle
     alone: bool
 
-    @property
-    def base_name(self) -> str:
-        """What the base is called in the report."""
-        return "base" if self.alone else f"{self.bundle.student} base"
-
-    @property
-    def title(self) -> str:
-        """What the names of the student's systems start with."""
-        return "student" if self.alone else self.bundle.student
-
     def call(self, engine: str) -> str:
         """What progress and errors call the artifact of an engine."""
         return engine if self.alone else f"{self.bundle.student} {engine}"

@@ -1,86 +1,69 @@
-"""Run one artifact of a bundle in a process of its own and keep every request. Compares nothing and judges nothing.
+"""Measure one artifact on a machine, stage by stage, each in a fresh process there. Compares nothing.
 
-`python -m edgestill.benchmarks.measure BUNDLE ENGINE OUT.jsonl` is the child; `measure_artifact` starts it.
+The stages themselves are `stage`; which machine runs them, `devices`; whether to believe the clock, `validity`.
 """
 
 import contextlib
 import dataclasses
-import importlib
-import os
-import random
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgestill.benchmarks.devices.local import LocalMachine
+from edgestill.benchmarks.devices.machine import DeviceMachine, DoesNotFit
+from edgestill.benchmarks.measurement import (
+    INVALID,
+    VALID,
+    Decoding,
+    Energy,
+    GoldenCheck,
+    Loads,
+    Machine,
+    Measurement,
+    Memory,
+    Noise,
+    Request,
+    Thermal,
+)
+from edgestill.benchmarks.samples import part_of, read_measurement, write_measurement
+from edgestill.benchmarks.stage import events
+from edgestill.benchmarks.validity import drift_of, reasons_against
 from edgestill.runtime import manifest
-from edgestill.runtime.bundle import MANIFEST_NAME
-from edgestill.runtime.device import describe_device, peak_rss_bytes, usable_cores
+from edgestill.runtime.bundle import MANIFEST_NAME, Artifact
+from edgestill.runtime.device import Device, describe_device
 from edgestill.runtime.errors import EdgestillError
-from edgestill.runtime.student import Student, load
 
-MIN_ROUNDS = 3
-MIN_REQUESTS = 300
-MAX_REPEAT_S = 10.0
-# What the engine imports when it opens a file: imported before the clock of the load starts.
-ENGINE_LIBRARIES = {"onnx": "onnxruntime", "onnx-labels": "onnxruntime", "gguf": "llama_cpp"}
-PROGRESS_MARK = "progress"
+# Processes that load the artifact cold, and as many that find it just read.
+LOADS = 3
 
 Progress = Callable[[str, int, int], None]
+Facts = Generator[dict[str, Any], None, None]
 
 
 @dataclass(frozen=True)
-class Request:
-    """One answered test row.
+class Placed:
+    """A bundle on a machine: its path as the machine's stages see it, and what a measurement of it depends on."""
 
-    `round` 0 is the pass over all rows in their order, whose answers are judged; later rounds are for the clock alone
-    and have `probabilities` None. `latency_ms` is None when the text is the one just answered: the engine still holds
-    its state, so that little was computed.
-    """
-
-    engine: str
-    row_id: str
-    round: int
-    label: str
-    probabilities: dict[str, float] | None
-    latency_ms: float | None
-    prompt_tokens: int
-    student: str = "student"
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One artifact of the bundle of `student` on this machine.
-
-    `import_s` is from the start of the interpreter to all libraries imported; `load_s` from there to a model that can
-    answer, its file in the page cache or not as the system had it; `psi_cpu_some_avg10` is the share of time in
-    percent that some task waited for a processor, the higher of before and after.
-    """
-
-    inputs_sha256: str
-    engine: str
+    machine: DeviceMachine
     path: str
-    quantization: str
-    bytes: int
-    threads: int
-    import_s: float | None
-    load_s: float
-    first_request_ms: float
-    rss_after_load_bytes: int | None
-    peak_rss_bytes: int | None
-    psi_cpu_some_avg10: float | None
-    requests: tuple[Request, ...]
-    student: str = "student"
+    inputs_sha256: str
 
 
-def inputs_sha256(bundle: Path) -> str:
-    """What a measurement depends on: the bundle and this machine with its versions."""
-    return manifest.sha256_json([manifest.sha256_file(bundle / MANIFEST_NAME), dataclasses.asdict(describe_device())])
+def describe(machine: DeviceMachine) -> Device:
+    """What the machine says of itself.
+
+    Raises:
+        EdgestillError: nothing runs there.
+    """
+    [found] = list(_facts(machine, ["probe"]))
+    return Device(**{**found["device"], "isa": tuple(found["device"]["isa"])})
+
+
+def inputs_sha256(bundle: Path, device: Device | None = None, machine: Machine = LocalMachine.facts) -> str:
+    """What a measurement depends on: the bundle, the device with its versions, and how much of it may be used."""
+    facts = [dataclasses.asdict(device or describe_device()), dataclasses.asdict(machine)]
+    return manifest.sha256_json([manifest.sha256_file(bundle / MANIFEST_NAME), *facts])
 
 
 def joint_sha256(inputs: Sequence[str]) -> str:
@@ -89,182 +72,150 @@ def joint_sha256(inputs: Sequence[str]) -> str:
 
 
 def measure_artifact(
-    bundle: Path, engine: str, out: Path, progress: Progress, called: str | None = None
+    placed: Placed, student: str, artifact: Artifact, out: Path, progress: Progress, called: str | None = None
 ) -> Measurement:
-    """Measure the artifact of `engine` in a fresh process, or reuse `out` if it was made from the same inputs.
+    """Measure an artifact of the bundle of `student`, or reuse `out` if it was made from the same inputs.
 
     Progress and errors name it as `called`, or as its engine.
 
     Raises:
-        EdgestillError: the process failed; its last line is in the message.
+        EdgestillError: a process failed; its last line is in the message.
+        DoesNotFit: the machine's memory is too small for it.
     """
     if out.exists():
         kept = read_measurement(out)
-        if kept.inputs_sha256 == inputs_sha256(bundle):
+        if kept.inputs_sha256 == placed.inputs_sha256:
             return kept
-    called = called or engine
-    command = [sys.executable, "-m", "edgestill.benchmarks.measure", str(bundle), engine, str(out)]
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as talk:
-        with _child(command, talk) as process:
-            for line in process.stdout:
-                words = line.split()
-                if words[:1] == [PROGRESS_MARK]:
-                    progress(f"bench {called}", int(words[1]), int(words[2]))
-        if process.returncode:
-            talk.seek(0)
-            raise _failure(called, process.returncode, talk.read())
-    return read_measurement(out)
-
-
-@contextlib.contextmanager
-def _child(command: list[str], talk: Any) -> Iterator[Any]:
-    """The running process; it ends with this block, whatever happens in it."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=talk, text=True) as process:
-        try:
-            yield process
-        except BaseException:
-            process.kill()
-            raise
-
-
-def _failure(called: str, code: int, talk: str) -> EdgestillError:
-    last = (talk.strip().splitlines() or ["no message"])[-1]
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = (
-            "SIGKILL is often the system running out of memory" if name == "SIGKILL" else "run the same command again"
-        )
-        return EdgestillError(f"measuring {called} was ended by {name}: {last}", hint)
-    return EdgestillError(f"measuring {called} failed (exit {code}): {last}")
-
-
-def read_measurement(path: Path) -> Measurement:
-    """What the child wrote.
-
-    Raises:
-        EdgestillError: the file is missing or holds something else.
-    """
-    head, *rest = list(manifest.read_jsonl(path)) or [{}]
+    called = called or artifact.engine
     try:
-        fields = {key: value for key, value in head.items() if key != "kind"}
-        requests = tuple(Request(**{k: v for k, v in row.items() if k != "kind"}) for row in rest)
-        return Measurement(**fields, requests=requests)
-    except TypeError as error:
-        raise EdgestillError(f"{path} holds no measurement: {error}", "delete it and run the same command") from None
+        measurement = _measure(placed, student, artifact, progress, called)
+    except DoesNotFit as error:
+        raise DoesNotFit(f"{called} {error.message}", error.hint) from None
+    except EdgestillError as error:
+        raise EdgestillError(f"measuring {called}: {error.message}", error.hint) from None
+    write_measurement(out, measurement)
+    return measurement
 
 
-def write_measurement(path: Path, measurement: Measurement) -> None:
-    """One line for the run, then one for each request."""
-    manifest.write_jsonl(path, measurement_lines(measurement))
+def _measure(placed: Placed, student: str, artifact: Artifact, progress: Progress, called: str) -> Measurement:
+    machine, engine = placed.machine, artifact.engine
 
+    def ask(stage: str, *options: str) -> Facts:
+        return _facts(machine, [stage, placed.path, engine, *options])
 
-def measurement_lines(measurement: Measurement) -> list[dict[str, Any]]:
-    """The lines of `write_measurement`."""
-    head = {"kind": "run", **dataclasses.asdict(measurement)}
-    requests = head.pop("requests")
-    return [head, *({"kind": "request", **row} for row in requests)]
-
-
-def main(bundle: Path, engine: str, out: Path) -> None:
-    """Load, answer every test row, repeat for the clock, write the measurement."""
-    with contextlib.suppress(ImportError):  # the session says in one sentence what is missing
-        importlib.import_module(ENGINE_LIBRARIES[engine])
-    import_s = process_age_s()
-    rows = list(manifest.read_jsonl(bundle / "reference" / "test.jsonl"))
-    waiting, threads = psi_cpu_some_avg10(), usable_cores()
-    start = time.perf_counter()
-    student = load(bundle, engine, threads)
-    load_s = time.perf_counter() - start
-    rss_after_load = rss_bytes()
-    first = student.predict_text(rows[-1]["text"])
-    requests = tuple(answer_rows(student, rows))
-    artifact = student.artifact
-    measurement = Measurement(
-        inputs_sha256=inputs_sha256(bundle),
+    emulated = machine.facts.emulated
+    loads = _no_loads() if emulated else _loads(ask, lambda done: progress(f"load {called}", done, 2 * LOADS))
+    requests, result = _task(ask("task", *(["--rounds", "1"] if emulated else [])), progress, called)
+    decoding = Decoding(None, (), (), None, None) if emulated else _decoding(ask("decoding"), progress, called)
+    rows_per_s = None if emulated else _last(ask("offline"))["rows_per_s"]
+    golden = part_of(GoldenCheck, _last(ask("selfcheck")))
+    threads, governor_changed = result.pop("threads"), result.pop("governor_changed")
+    gauges = _gauges(result, requests) if not emulated else _no_gauges()
+    if emulated:
+        requests = [dataclasses.replace(request, latency_ms=None) for request in requests]
+        reasons: tuple[str, ...] = ()
+    else:
+        reasons = reasons_against(requests, gauges["thermal"], gauges["noise"], governor_changed)
+    return Measurement(
+        inputs_sha256=placed.inputs_sha256,
         engine=engine,
         path=artifact.path,
         quantization=artifact.quantization,
         bytes=artifact.bytes,
         threads=threads,
-        import_s=import_s,
-        load_s=load_s,
-        first_request_ms=first.latency_ms,
-        rss_after_load_bytes=rss_after_load,
-        peak_rss_bytes=peak_rss_bytes(),
-        psi_cpu_some_avg10=max((p for p in (waiting, psi_cpu_some_avg10()) if p is not None), default=None),
-        requests=requests,
-        student=student.bundle.student,
+        machine=machine.facts,
+        loads=loads,
+        decoding=decoding,
+        offline_rows_per_s=rows_per_s,
+        golden=golden,
+        validity=INVALID if reasons else VALID,
+        reasons=reasons,
+        requests=tuple(requests),
+        student=student,
+        **gauges,
     )
-    write_measurement(out, measurement)
 
 
-def answer_rows(student: Student, rows: Sequence[dict[str, Any]]) -> Iterator[Request]:
-    """Every row once in order, then whole rounds in shuffled order until there are enough requests or 10 s are over.
+def _loads(ask: Callable[..., Facts], tell: Callable[[int], None]) -> Loads:
+    """Cold and warm in turn, so that each warm process finds what the cold one before it has read."""
+    cold, warm = [], []
+    for number in range(LOADS):
+        cold.append(_last(ask("load", "--cold")))
+        tell(2 * number + 1)
+        warm.append(_last(ask("load")))
+        tell(2 * number + 2)
+    really_cold = [found for found in cold if found["cold_method"] is not None]
+    return Loads(
+        import_s=warm[0]["import_s"],
+        cold_s=tuple(found["load_s"] for found in really_cold),
+        cold_method=really_cold[0]["cold_method"] if really_cold else None,
+        warm_s=tuple(found["load_s"] for found in warm),
+        first_request_ms=warm[0]["first_request_ms"],
+        cold_first_request_ms=tuple(found["first_request_ms"] for found in really_cold),
+    )
 
-    A round is shuffled so that drift of the machine meets no row more than another. The row answered just before this
-    call is the last one.
+
+def _task(facts: Facts, progress: Progress, called: str) -> tuple[list[Request], dict[str, Any]]:
+    """(every request, what the gauges said)."""
+    requests: list[Request] = []
+    planned, result = 0, None
+    with contextlib.closing(facts):
+        for fact in facts:
+            kind = fact.pop("kind")
+            if kind == "planned":
+                planned = fact["requests"]
+            elif kind == "request":
+                requests.append(Request(**fact))
+                progress(f"bench {called}", len(requests), planned)
+            else:
+                result = fact
+    assert result is not None  # _facts raises without one
+    return requests, result
+
+
+def _decoding(facts: Facts, progress: Progress, called: str) -> Decoding:
+    result: dict[str, Any] = {}
+    with contextlib.closing(facts):
+        for fact in facts:
+            if fact.pop("kind") == "progress":
+                progress(f"decode {called}", fact["done"], fact["planned"])
+            else:
+                result = fact
+    return part_of(Decoding, result)
+
+
+def _gauges(result: dict[str, Any], requests: Sequence[Request]) -> dict[str, Any]:
+    thermal = dataclasses.replace(part_of(Thermal, result["thermal"]), drift=drift_of(requests))
+    kinds = {"memory": Memory, "energy": Energy, "noise": Noise}
+    return {"thermal": thermal, **{name: part_of(kind, result[name]) for name, kind in kinds.items()}}
+
+
+def _no_gauges() -> dict[str, Any]:
+    """Of an emulated machine: what a gauge says there is the host's."""
+    kinds = {"memory": Memory, "energy": Energy, "thermal": Thermal, "noise": Noise}
+    return {name: kind(*(None for _ in dataclasses.fields(kind))) for name, kind in kinds.items()}
+
+
+def _no_loads() -> Loads:
+    return Loads(None, (), None, (), None)
+
+
+def _last(facts: Facts) -> dict[str, Any]:
+    *_, result = facts
+    del result["kind"]
+    return result
+
+
+def _facts(machine: DeviceMachine, arguments: Sequence[str]) -> Facts:
+    """What the stage says, its result last.
+
+    Raises:
+        EdgestillError: the stage failed or ended without a result.
     """
-    order, previous, done = list(rows), rows[-1]["text"], 0
-    planned = max(MIN_ROUNDS * len(rows), MIN_REQUESTS)
-    if len({row["text"] for row in rows}) == 1:
-        planned = len(rows)  # every repeat would be answered from the state that the engine holds
-    for number in range(-(-planned // len(rows))):
-        if number == 1:
-            repeats_start = time.perf_counter()
-        for row in order:
-            if number and time.perf_counter() - repeats_start > MAX_REPEAT_S:
-                return
-            yield _request(student, row, number, fresh=row["text"] != previous)
-            previous, done = row["text"], done + 1
-            print(PROGRESS_MARK, min(done, planned), planned, flush=True)
-        random.Random(number).shuffle(order)
-
-
-def _request(student: Student, row: dict[str, Any], number: int, fresh: bool) -> Request:
-    answer = student.predict_text(row["text"])
-    return Request(
-        engine=student.artifact.engine,
-        row_id=row["id"],
-        round=number,
-        label=answer.label,
-        probabilities=None if number else answer.probabilities,
-        latency_ms=answer.latency_ms if fresh else None,
-        prompt_tokens=answer.prompt_tokens,
-        student=student.bundle.student,
-    )
-
-
-def process_age_s() -> float | None:
-    """Seconds since this process was started, to the kernel's clock tick (10 ms); None where /proc does not tell."""
-    try:
-        fields = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22 of proc(5), counted after the name
-        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-def rss_bytes() -> int | None:
-    """Resident set of this process now (VmRSS), None where /proc does not tell."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
-def psi_cpu_some_avg10(root: Path = Path("/")) -> float | None:
-    """Percent of the last 10 s in which some task waited for a processor (pressure stall); None if unknown."""
-    with contextlib.suppress(OSError, ValueError):
-        for word in (root / "proc/pressure/cpu").read_text(encoding="utf-8").split():
-            if word.startswith("avg10="):
-                return float(word.removeprefix("avg10="))
-    return None
-
-
-if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
-    except EdgestillError as mistake:
-        print(mistake, file=sys.stderr)
-        sys.exit(mistake.exit_code)
+    kind = None
+    with machine.stage(arguments) as lines:
+        for fact in events(lines):
+            kind = fact["kind"]
+            yield fact
+    if kind != "result":
+        raise EdgestillError(f"the stage {arguments[0]} ended without a result", "run the same command again")

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from edgestill.benchmarks.entrants import Entrant, shared_task
-from edgestill.benchmarks.measure import Measurement
+from edgestill.benchmarks.measurement import Measurement
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError
 
@@ -18,9 +19,10 @@ AT_BUILD, HERE, RECORDED = "when the bundle was built", "here", "recorded"
 class Answers:
     """What one system answered on all N test rows, in their order, and what it took.
 
-    `student` names the student that it belongs to, None for the teacher and the floor. `latencies_ms` may hold more
-    than N samples (repeats) or none. `import_s`, `first_request_ms` and `rss_after_load_bytes` are known for artifacts
-    only.
+    `student` names the student that it belongs to, None for the teacher and the floor; `machine` where an artifact
+    answered. `latencies_ms` may hold more than N samples (repeats) or none. `import_s`, `first_request_ms`,
+    `rss_after_load_bytes`, `energy_j_per_request` and `validity` are known for artifacts only; `load_s` of an artifact
+    is the median of its warm loads.
     """
 
     name: str
@@ -37,11 +39,15 @@ class Answers:
     rss_after_load_bytes: int | None = None
     api_usd_per_1000_requests: float | None = 0.0
     student: str | None = None
+    machine: str | None = None
+    energy_j_per_request: float | None = None
+    validity: str | None = None
+    emulated: bool = False
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The N test rows; `gold` is None when the recipe had none.
+    """The N test rows, their `texts` in the same order; `gold` is None when the recipe had none.
 
     `systems` are the base of every student, the floor, and every student in torch; `labels` are the task's, `none` is
     the one of them that means none of these, if one does. `task_kind` is the task's: with multilabel every answer is a
@@ -56,6 +62,7 @@ class Reference:
     systems: tuple[Answers, ...]
     dataset_sha256: str
     task_kind: str
+    texts: tuple[str, ...] = ()
 
     @property
     def is_multilabel(self) -> bool:
@@ -66,6 +73,29 @@ class Reference:
     def truth(self) -> tuple[str, ...]:
         """What answers are judged by: gold, or the teacher's labels where there is no gold."""
         return self.gold or self.teacher.labels
+
+    def only(self, row_ids: Iterable[str]) -> "Reference":
+        """The reference of those of its rows that were asked; of other rows, so that its hash is another one."""
+        asked = set(row_ids)
+        if asked >= set(self.row_ids):
+            return self
+        kept = [i for i, row_id in enumerate(self.row_ids) if row_id in asked]
+        pick = lambda values: tuple(values[i] for i in kept)  # noqa: E731 - of one value a row
+
+        def cut(answers: Answers) -> Answers:
+            timed = len(answers.latencies_ms) == len(self.row_ids)
+            times = pick(answers.latencies_ms) if timed else answers.latencies_ms
+            return replace(answers, labels=pick(answers.labels), latencies_ms=times)
+
+        return replace(
+            self,
+            row_ids=pick(self.row_ids),
+            gold=None if self.gold is None else pick(self.gold),
+            texts=pick(self.texts),
+            teacher=cut(self.teacher),
+            systems=tuple(map(cut, self.systems)),
+            dataset_sha256=manifest.sha256_json([self.dataset_sha256, pick(self.row_ids)]),
+        )
 
 
 def read_reference(entrants: Sequence[Entrant]) -> Reference:
@@ -92,9 +122,10 @@ def read_reference(entrants: Sequence[Entrant]) -> Reference:
         labels=tuple(task.label_names),
         none=task.none,
         teacher=_teacher(place / "teacher.jsonl", row_ids, first.bundle.teacher),
-        systems=tuple(_one_floor(systems)),
+        systems=tuple(one_floor(systems)),
         dataset_sha256=manifest.sha256_file(place / "test.jsonl"),
         task_kind=task.kind,
+        texts=tuple(str(row["text"]) for row in rows),
     )
 
 
@@ -115,7 +146,7 @@ def _teacher(path: Path, row_ids: Sequence[str], teacher: Mapping[str, Any]) -> 
 
 def _systems(entrant: Entrant, row_ids: Sequence[str]) -> Iterable[Answers]:
     path = entrant.folder / "reference" / "predictions.jsonl"
-    names = {"base": entrant.base_name, "floor": "floor", "student": f"{entrant.title} torch"}
+    student, alone = entrant.bundle.student, entrant.alone
     by_system: dict[str, list[dict[str, Any]]] = {}
     for record in manifest.read_jsonl(path):
         by_system.setdefault(record["system"], []).append(record)
@@ -123,9 +154,9 @@ def _systems(entrant: Entrant, row_ids: Sequence[str]) -> Iterable[Answers]:
         records = _in_order(by_system[kind], row_ids, f"{path} ({kind})")
         peaks = [r["peak_rss_bytes"] for r in records if r["peak_rss_bytes"] is not None]
         yield Answers(
-            name=names[kind],
+            name=system_name(kind, student, alone),
             kind=kind,
-            student=None if kind == "floor" else entrant.bundle.student,
+            student=None if kind == "floor" else student,
             labels=tuple(r["label"] for r in records),
             latencies_ms=tuple(float(r["latency_ms"]) for r in records if r["latency_ms"] is not None),
             measured=AT_BUILD,
@@ -136,7 +167,7 @@ def _systems(entrant: Entrant, row_ids: Sequence[str]) -> Iterable[Answers]:
         )
 
 
-def _one_floor(systems: Sequence[Answers]) -> Iterable[Answers]:
+def one_floor(systems: Sequence[Answers]) -> Iterable[Answers]:
     """All systems by their kind; of the floors, which bundles of one run have alike, the first."""
     floors = [answers for answers in systems if answers.kind == "floor"]
     for kind in KINDS:
@@ -148,28 +179,47 @@ def _one_floor(systems: Sequence[Answers]) -> Iterable[Answers]:
             yield replace(floors[0], note=note)
 
 
-def artifact_answers(entrant: Entrant, measurement: Measurement, row_ids: Sequence[str]) -> Answers:
-    """A measurement of the entrant in the same form as the systems of the reference.
+def system_name(kind: str, student: str | None, alone: bool) -> str:
+    """What the base, the floor or the torch weights of a student are called; `alone` says that there is no other."""
+    if kind == "base":
+        return "base" if alone else f"{student} base"
+    return "floor" if kind == "floor" else f"{'student' if alone else student} torch"
+
+
+def artifact_name(measurement: Measurement, alone: bool, machine: str | None) -> str:
+    """Such as "student ONNX q4_0"; `machine` is the name of its machine where the report has several."""
+    title = "student" if alone else measurement.student
+    place = "" if machine is None else f" @ {machine}"
+    return f"{title} {measurement.engine.upper()} {measurement.quantization}{place}"
+
+
+def artifact_answers(measurement: Measurement, row_ids: Sequence[str], name: str) -> Answers:
+    """A measurement in the same form as the systems of the reference.
 
     Raises:
         EdgestillError: the measurement is of other rows.
     """
-    first_round = ({"row_id": r.row_id, "label": r.label} for r in measurement.requests if r.round == 0)
-    records = _in_order(first_round, row_ids, f"the measurement of {entrant.call(measurement.engine)}")
+    m = measurement
+    first_round = ({"row_id": r.row_id, "label": r.label} for r in m.requests if r.round == 0)
+    records = _in_order(first_round, row_ids, f"the measurement of {name}")
     return Answers(
-        name=f"{entrant.title} {measurement.engine.upper()} {measurement.quantization}",
+        name=name,
         kind="artifact",
-        student=entrant.bundle.student,
+        student=m.student,
+        machine=m.machine.name,
         labels=tuple(r["label"] for r in records),
-        latencies_ms=tuple(r.latency_ms for r in measurement.requests if r.latency_ms is not None),
+        latencies_ms=tuple(r.latency_ms for r in m.requests if r.latency_ms is not None),
         measured=HERE,
-        note=measurement.path,
-        bytes=measurement.bytes,
-        load_s=measurement.load_s,
-        peak_rss_bytes=measurement.peak_rss_bytes,
-        import_s=measurement.import_s,
-        first_request_ms=measurement.first_request_ms,
-        rss_after_load_bytes=measurement.rss_after_load_bytes,
+        note=m.path,
+        bytes=m.bytes,
+        load_s=median(m.loads.warm_s) if m.loads.warm_s else None,
+        peak_rss_bytes=m.memory.peak_rss_bytes,
+        import_s=m.loads.import_s,
+        first_request_ms=m.loads.first_request_ms,
+        rss_after_load_bytes=m.memory.rss_after_load_bytes,
+        energy_j_per_request=m.energy.net_j_per_request,
+        validity=m.validity,
+        emulated=m.machine.emulated,
     )
 
 

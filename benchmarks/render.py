@@ -5,12 +5,15 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from edgestill.benchmarks import plot, set_tables, tables
-from edgestill.benchmarks.report import Report, System
+from edgestill.benchmarks.measurement import VALID
+from edgestill.benchmarks.page import answer_tables, cost_words, run_tables, set_tables, tables
+from edgestill.benchmarks.page.charts import charts
+from edgestill.benchmarks.page.conditions import conditions_table
+from edgestill.benchmarks.report import Report
+from edgestill.benchmarks.systems import System
 from edgestill.runtime.metrics import Estimate
 
 TERMINAL_COLUMNS = 110
-HUES = 6  # colours in report.html.jinja
 
 
 def markdown(report: Report) -> str:
@@ -23,7 +26,7 @@ def markdown(report: Report) -> str:
 def html(report: Report) -> str:
     """The text of report.html: no script, nothing fetched, readable in light and dark and on a phone."""
     view = _view(report)
-    return _environment(autoescape=True).get_template("report.html.jinja").render(view, plots=plots(report))
+    return _environment(autoescape=True).get_template("report.html.jinja").render(view, plots=charts(report))
 
 
 def terminal_table(report: Report) -> str:
@@ -36,8 +39,10 @@ def terminal_table(report: Report) -> str:
     choice = textwrap.wrap(tables.choice_sentence(report), TERMINAL_COLUMNS, subsequent_indent="  ")
     first = [*choice, ""] if choice else []
     told = [textwrap.fill(line, TERMINAL_COLUMNS, subsequent_indent="  ") for _, line in telling_verdicts(report)]
-    if any(row[0].endswith("*") for row in table.rows):
+    if any(" *" in row[0] for row in table.rows):
         lines.append("* time and memory as taken when the bundle was built")
+    if tables.warning(report):
+        lines.append(textwrap.fill(tables.warning(report), TERMINAL_COLUMNS, subsequent_indent="  "))
     if report.conditions.contended:
         lines.append(tables.contention_note(report))
     return "\n".join([*first, *lines, "", *told])
@@ -46,11 +51,13 @@ def terminal_table(report: Report) -> str:
 def main_artifact(report: Report) -> System:
     """The artifact that a report speaks of first.
 
-    Of one student its first artifact; of several the chosen one, or the best artifact when the floor was chosen.
+    Of one student its first artifact, on the first machine whose clock can be believed; of several students the chosen
+    one, or the best artifact when the floor was chosen.
     """
     artifacts = [s for s in report.systems if s.kind == "artifact"]
     if len(report.students) == 1:
-        return artifacts[0]
+        timed = [s for s in artifacts if s.validity == VALID and s.latency_p50_ms is not None]
+        return (timed or artifacts)[0] if len(report.machines) > 1 else artifacts[0]
     chosen = [s for s in artifacts if report.choice is not None and s.name == report.choice.chosen]
     return (chosen or sorted(artifacts, key=lambda s: -_judged_value(report, s)))[0]
 
@@ -61,8 +68,8 @@ def _judged_value(report: Report, system: System) -> float:
 
 
 def telling_verdicts(report: Report) -> list[tuple[str, str]]:
-    """(outcome, sentence) of every comparison; with several students of those of the main artifact alone."""
-    main, alone = main_artifact(report).name, len(report.students) == 1
+    """(outcome, sentence) of every comparison; with several students or machines of the main artifact's alone."""
+    main, alone = main_artifact(report).name, len(report.students) == len(report.machines) == 1
     told = zip(report.comparisons, verdicts(report), strict=True)
     return [(c.outcome, said) for c, said in told if alone or c.a == main]
 
@@ -83,71 +90,9 @@ def headline(report: Report, main: System) -> str:
     )
 
 
-def plots(report: Report) -> list[tuple[str, str]]:
-    """(caption, svg) of the judged share against bytes on disk and against p50 latency; none where x is unknown."""
-    share = tables.metric_name(report)
-    size_points = _points(report, {s.name: s.bytes for s in report.systems}, star=False)
-    time_points = _points(report, {s.name: s.latency_p50_ms for s in report.systems}, star=True)
-    level = _teacher_level(report)
-    lacking = " Bases and students in torch are in the table." if len(report.students) > 1 else ""
-    found = []
-    if size_points:
-        svg = plot.scatter(size_points, level, "bytes on disk (log)", f"{share} %", _bytes_tick)
-        found.append((f"{share.capitalize()} against size. Further left and higher is better.{lacking}", svg))
-    if time_points:
-        svg = plot.scatter(time_points, level, "p50 latency (log)", f"{share} %", _ms_tick)
-        star = " * timed when the bundle was built." if any(p.name.endswith("*") for p in time_points) else ""
-        found.append((f"{share.capitalize()} against latency. Further left and higher is better.{star}", svg))
-    return found
-
-
-def _points(report: Report, xs: dict[str, int | None] | dict[str, float | None], star: bool) -> list[plot.Point]:
-    """The systems whose x is known; of several students only what runs on the device, or nobody could read it."""
-    several = len(report.students) > 1
-    points = []
-    for system in report.systems:
-        x, y = xs[system.name], tables.judged_share(report, system)
-        left_out = system.kind == "teacher" or (system.kind in ("base", "student") and several)
-        if x and y is not None and not left_out:
-            style, shape = _look(report, system)
-            points.append(plot.Point(tables.marked(system) if star else system.name, style, x, y, shape))
-    return points
-
-
-def _look(report: Report, system: System) -> tuple[str, str]:
-    """(CSS classes, shape) of a system's point: a colour for each student, or for each artifact of a single one."""
-    if system.kind in ("floor", "base"):
-        return "", "triangle" if system.kind == "floor" else "square"
-    if system.kind == "student":
-        return "hue0", "circle"
-    own = [s.name for s in report.systems if s.kind == "artifact" and s.student == system.student]
-    number = own.index(system.name)
-    hue = number if len(report.students) == 1 else report.students.index(system.student or "")
-    return f"hue{hue % HUES} full", "circle" if number == 0 else "diamond"
-
-
-def _teacher_level(report: Report) -> plot.Point | None:
-    teacher = next(s for s in report.systems if s.kind == "teacher")
-    share = tables.judged_share(report, teacher)
-    if share is None:
-        return None
-    return plot.Point(f"teacher {100 * share.value:.1f} %", "teacher", 1.0, share)
-
-
-def _bytes_tick(value: float) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= scale:
-            return f"{value / scale:g} {unit}"
-    return f"{value:g} B"
-
-
-def _ms_tick(value: float) -> str:
-    return f"{value / 1e3:g} s" if value >= 1e3 else f"{value:g} ms"
-
-
 def _view(report: Report) -> dict[str, object]:
     """What both templates get: the report, its tables and its sentences."""
-    main, alone = main_artifact(report), len(report.students) == 1
+    main, alone, one_machine = main_artifact(report), len(report.students) == 1, len(report.machines) == 1
     first, second = headline(report, main), tables.choice_sentence(report)
     if not alone and second:
         first, second = second, ""  # the verdicts below it say what the headline would
@@ -158,17 +103,37 @@ def _view(report: Report) -> dict[str, object]:
         "second": second,
         "verdicts": telling_verdicts(report),
         "main": main,
-        "contention": tables.contention_note(report) if report.conditions.contended else "",
+        "place": _place(report, main),
+        "warning": tables.warning(report),
+        "contention": tables.contention_note(report) if report.conditions.contended and one_machine else "",
         "tiles": _tiles(report, main),
         "systems": tables.systems_table(report),
         "comparisons": tables.comparisons_table(report),
         "labels_title": "Recall by label" if report.sets is None else "Precision, recall and F1 by label",
         "labels": tables.labels_table(report) if report.sets is None else set_tables.sets_table(report.sets),
         "none_table": tables.none_table(report),
+        "validity": run_tables.validity_table(report),
+        "parity": answer_tables.parity_table(report),
+        "apart": answer_tables.apart_table(report),
+        "flips": list(answer_tables.flip_listings(report)),
+        "confusion": answer_tables.confusion_table(report),
+        "matrix": answer_tables.matrix_table(report, main.name),
+        "calibration": answer_tables.calibration_table(report),
+        "gauges": run_tables.gauge_tables(report),
+        "cost": cost_words.cost_sentences(report),
         "details": tables.details_table(report),
-        "conditions": tables.conditions_table(report),
+        "conditions": conditions_table(report),
         "notes": [*([] if report.sets is None else set_tables.set_notes(report.sets)), *tables.notes(report)],
     }
+
+
+def _place(report: Report, main: System) -> str:
+    """Where the main artifact was measured, such as "measured on pi5 (ssh)"."""
+    site = next(s for s in report.machines if s.machine.name == main.machine)
+    if len(report.machines) == 1 and site.machine.transport == "local":
+        return "measured on this machine"
+    how = site.machine.emulator or site.machine.profile or site.machine.transport
+    return f"measured on {site.machine.name}" + (f" ({how})" if how != site.machine.name else "")
 
 
 def _tiles(report: Report, main: System) -> list[tuple[str, str, str]]:
@@ -222,7 +187,7 @@ def _markdown_cell(text: str) -> str:
 
 def _environment(autoescape: bool) -> Environment:
     return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "page"),
         autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,

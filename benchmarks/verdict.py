@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgestill.benchmarks.reference import Answers, Reference
-from edgestill.runtime.metrics import Estimate, paired_test
+from edgestill.runtime.metrics import Estimate, PairedTest, paired_test, unseen_share
 
 ALPHA = 0.05
+# How much worse a system may be and still be called not inferior, as a share of the rows.
+MARGIN = 0.03
 WINS, LOSES, UNDECIDED = "wins", "loses", "no difference shown"
 
 
@@ -16,7 +18,8 @@ class Comparison:
 
     `difference` is the share of rows that A has right minus that of B, with its paired-bootstrap 95 % interval;
     `only_a`, `only_b` count rows that one alone has right; `p_value` is McNemar's exact test, two-sided, not corrected
-    for the number of comparisons. `outcome` is A's: wins, loses, or no difference shown.
+    for the number of comparisons. `outcome` is A's: wins, loses, or no difference shown. `non_inferior` says whether
+    A is shown to be at most `margin` (a share) worse than B.
     """
 
     a: str
@@ -27,6 +30,8 @@ class Comparison:
     p_value: float
     outcome: str
     verdict: str
+    margin: float
+    non_inferior: bool
 
 
 def compare_all(reference: Reference, artifacts: Sequence[Answers], best: Answers) -> Iterator[Comparison]:
@@ -61,7 +66,14 @@ def compare(a: Answers, b: Answers, truth: Sequence[str]) -> Comparison:
         p_value=test.p_value,
         outcome=outcome,
         verdict=say(a.name, b.name, test.difference, outcome),
+        margin=MARGIN,
+        non_inferior=lowest(test, len(truth)) > -MARGIN,
     )
+
+
+def lowest(test: PairedTest, n: int) -> float:
+    """The lower end of the difference over n rows; where no row tells the two apart, what so few rows can hide."""
+    return test.difference.low if test.only_a + test.only_b else -unseen_share(n)
 
 
 def decide(difference: Estimate, p_value: float) -> str:

@@ -1,4 +1,7 @@
-"""Stored answers of any common shape become rows and a replay teacher. Reads files, asks nobody, judges no label."""
+"""Stored answers of any common shape become rows and a replay teacher. Reads files, asks nobody, judges no label.
+
+How the answers were asked for is kept beside them in asked.json, so that the student's server knows the questions.
+"""
 
 import json
 import re
@@ -12,7 +15,9 @@ from typing import Any
 from edgestill.distill.dataset import read_records, row_id
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError, UsageError
+from edgestill.runtime.serving.teacher_prompt import ANSWER_KEYS, REASON_KEYS, Template, Turn
 
+ASKED_NAME = "asked.json"
 ASKED = ("prompt", "input", "question", "request", "query", "text")
 LABELLED = ("label", "labels")
 ANSWERED = ("completion", "response", "answer", "output", *LABELLED)
@@ -32,7 +37,7 @@ class Imported:
 
 
 def import_answers(source: Path, folder: Path, prompt: str = "{text}", requests: Path | None = None) -> Imported:
-    """Write `folder`/pool.jsonl (rows) and `folder`/teacher.jsonl (text, raw, usage) from stored answers.
+    """Write `folder`/pool.jsonl (rows), teacher.jsonl (text, raw, usage) and asked.json from stored answers.
 
     Records may be chat completions with their messages (`messages` and `choices`; `request` and `response`; messages
     that end with the assistant's), pairs (`prompt` and `completion`, `input` and `output`, ...), or the lines of a
@@ -54,19 +59,23 @@ def import_answers(source: Path, folder: Path, prompt: str = "{text}", requests:
         raise UsageError(f"--prompt {prompt!r} wants {{text}} once", 'such as --prompt "Classify: {text}"')
     pattern = re.compile("(.+)".join(re.escape(part) for part in prompt.strip().split("{text}")), re.DOTALL)
     asked = {} if requests is None else {str(r.get("custom_id")): r.get("body") for r in _records(requests)}
-    read, skipped, kept = 0, Counter[str](), dict[str, dict[str, Any]]()
+    read, skipped, kept, systems = 0, Counter[str](), dict[str, dict[str, Any]](), set[str | None]()
     for record in _records(source):
         read += 1
         body = asked.get(str(record.get("custom_id")))
-        answer = _answer({"request": body, **record} if body else record, pattern)
+        whole = {"request": body, **record} if body else record
+        answer = _answer(whole, pattern)
         if isinstance(answer, str):
             skipped[answer] += 1
         elif kept.setdefault(row_id(answer["text"]), answer) is not answer:
             skipped[AGAIN] += 1
+        else:
+            systems.add(_system(whole))
     if not kept:
         reasons = ", ".join(f"{count}: {why}" for why, count in skipped.items())
         raise UsageError(f"{source}: none of {read} records can be used ({reasons})", "type: edgestill import --help")
-    _write(folder, list(kept.values()))
+    keys = Counter(_keys(answer["raw"]) for answer in kept.values()).most_common(1)[0][0]
+    _write(folder, list(kept.values()), _template(prompt, systems, keys))
     return Imported(read, len(kept), dict(skipped))
 
 
@@ -76,13 +85,50 @@ def _records(source: Path) -> Iterator[dict[str, Any]]:
     return (record for _, record in read_records(str(source), "train"))
 
 
-def _write(folder: Path, answers: list[dict[str, Any]]) -> None:
-    """Both files in a folder beside, which then gets its name: a folder with the name is whole."""
+def read_asked(teacher: Path) -> Template | None:
+    """How the imported answers in the file `teacher` were asked for; None where they were not imported."""
+    path = teacher.with_name(ASKED_NAME)
+    return manifest.load(Template, path) if path.is_file() else None
+
+
+def _template(prompt: str, systems: set[str | None], keys: tuple[str, ...]) -> Template:
+    """The turns before an answer: with the system turn where all had the same, any where they differ or are unknown."""
+    before, _, after = prompt.partition("{text}")
+    user = Turn("user", before, "{text}", after)
+    (system,) = systems if len(systems) == 1 else (None,)
+    if system:
+        return Template((Turn("system", system), user), keys, whole=False)
+    return Template((user,), keys, whole=system is not None)
+
+
+def _system(record: Mapping[str, Any]) -> str | None:
+    """The system turn of a record's messages, "" where they have none; None of a record without messages."""
+    request = _dict(record.get("request")) or _dict(record.get("body")) or record
+    messages = request.get("messages") or request.get("input")
+    if not isinstance(messages, list):
+        return None
+    turns = [m for m in messages if isinstance(m, dict) and m.get("role") in ("system", "developer")]
+    return (_text(turns[-1].get("content")) or "").strip() if turns else ""
+
+
+def _keys(raw: str) -> tuple[str, ...]:
+    """Keys of the object that an answer is; none of another answer."""
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        return ()
+    keys = tuple(key for key in _dict(found) if key in (*ANSWER_KEYS, *REASON_KEYS))
+    return keys if set(keys) & set(ANSWER_KEYS) else ()
+
+
+def _write(folder: Path, answers: list[dict[str, Any]], asked: Template) -> None:
+    """All files in a folder beside, which then gets its name: a folder with the name is whole."""
     partial = folder.with_name(folder.name + manifest.PARTIAL_SUFFIX)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         manifest.write_jsonl(partial / "teacher.jsonl", answers)
         manifest.write_jsonl(partial / "pool.jsonl", ({"text": answer["text"]} for answer in answers))
+        manifest.save(partial / ASKED_NAME, asked)
         partial.rename(folder)
     except OSError as error:
         raise manifest.disk_error(folder, error) from error

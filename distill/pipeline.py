@@ -12,15 +12,19 @@ from edgestill.distill.base import TOKENIZER_FILES
 from edgestill.distill.corrections import read_corrections
 from edgestill.distill.dataset import load_dataset
 from edgestill.distill.evaluate import evaluate_system, predictions_path
+from edgestill.distill.imports import read_asked
 from edgestill.distill.ledger import Ledger
 from edgestill.distill.plan import Plan, StudentPlan
-from edgestill.distill.recipe import read_recipe
+from edgestill.distill.recipe import read_recipe, resolve
 from edgestill.distill.run import GRID_FOLDER, StudentRun
 from edgestill.distill.run import MANIFEST_NAME as RUN_NAME
 from edgestill.distill.student_section import GRID_VERSION, TRAINING_VERSION
 from edgestill.distill.teacher.open import open_teacher, teacher_fingerprint
+from edgestill.distill.teacher.prompt import teacher_prompt
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError
+from edgestill.runtime.serving.teacher_prompt import FILE_NAME as PROMPT_NAME
+from edgestill.runtime.serving.teacher_prompt import TeacherPrompt
 
 Progress = Callable[[str, int, int], None]
 COPIED_FILES = (*TOKENIZER_FILES, "config.json", "generation_config.json")
@@ -131,7 +135,15 @@ def _run_inputs(plan: StudentPlan, ledger: Ledger) -> str:
     """Hash of everything the run depends on: its weights, what it is compared with, what its manifest says."""
     sections = plan.recipe.sha256("name", "teacher", "bench")
     weights = [_weights_inputs(plan, ledger), _grid_inputs(plan, ledger)]
-    return manifest.sha256_json([weights, sections, ledger.usd_per_1000_requests])
+    asked = dataclasses.asdict(_teacher_prompt(plan))
+    return manifest.sha256_json([weights, sections, ledger.usd_per_1000_requests, asked])
+
+
+def _teacher_prompt(plan: StudentPlan) -> TeacherPrompt:
+    """How the teacher is asked; of imported answers also how they were."""
+    path = plan.recipe.teacher.path if plan.recipe.teacher.kind == "replay" else None
+    recorded = None if path is None else read_asked(Path(resolve(plan.recipe_path, path)))
+    return teacher_prompt(plan.recipe, recorded)
 
 
 def _weights(
@@ -190,6 +202,7 @@ def _write_reference(plan: StudentPlan, annotations: Path, folder: Path) -> None
         if source.exists():
             shutil.copyfile(source, folder / name)
     manifest.save(folder / "task.json", plan.task)
+    manifest.save(folder / PROMPT_NAME, _teacher_prompt(plan))
     manifest.save(folder / "base.json", plan.base)
     test = accepted(annotations, "test")
     if not test:

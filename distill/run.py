@@ -3,6 +3,7 @@
 Layout of runs/NAME/student:
     student.json          the manifest, written last
     task.json             what is asked and how it is answered
+    teacher_prompt.json   how the teacher was asked
     adapter/              a decoder's LoRA weights (peft) and training.json
     model/                or an encoder's weights, head and training.json
     grid/                 the weights as q4_0 codes and scales, the ones that ship, and grid.json

@@ -22,7 +22,7 @@ def write_onnx(grid: Grid, path: Path, accuracy_level: int = ACCURACY_LEVEL) -> 
 
     Inputs: input_ids (batch_size, sequence_length) int64, attention_mask (batch_size, total_sequence_length) int64,
     past_key_values.N.key|value (batch_size, G, past_sequence_length, D) float32.
-    Outputs: logits (batch_size, sequence_length, V) and present.N.key|value, float32.
+    Outputs: logits (batch_size, 1, V) of the last position, and present.N.key|value, float32.
     """
     shape = read_shape(grid.config)
     stored = {name: to_file(name, tensor, shape) for name, tensor in grid.tensors.items()}
@@ -57,9 +57,16 @@ class Decoder(Graph):
         return self._finish()
 
     def _asked(self, layer: int, x: str) -> str:
-        """What of `x` (B, T, K) is asked for after a layer's attention: without state, in the end, the last token."""
-        if self.keeps_state or layer + 1 < self.shape.layers:
+        """What of `x` (B, T, K) is asked for after a layer's attention: in the end the last position alone.
+
+        Without state that is the last token which the mask has, so that rows may be padded.
+        """
+        if layer + 1 < self.shape.layers:
             return x
+        if self.keeps_state:
+            places = {"last_start": -1, "last_end": np.iinfo(np.int64).max, "axis_1": 1}
+            bounds = [self.constant(name, np.array([place], np.int64)) for name, place in places.items()]
+            return self.node("Slice", [x, *bounds], f"{x}.last")
         last = "last_token"
         if last not in self.written:
             self.written.add(last)
@@ -192,7 +199,7 @@ class Decoder(Graph):
             *(floats(f"past_key_values.{n}.{kind}", cache[0]) for n, kind in names),
         ]
         outputs = [
-            floats("logits", ("batch_size", "sequence_length", s.vocabulary)),
+            floats("logits", ("batch_size", 1, s.vocabulary)),
             *(floats(f"present.{n}.{kind}", cache[1]) for n, kind in names),
         ]
         return self.finish("decoder", inputs, outputs)

@@ -17,6 +17,7 @@ from edgestill.distill.run import MANIFEST_NAME as RUN_NAME
 from edgestill.distill.run import StudentRun, load_run
 from edgestill.export import cards, parity, web
 from edgestill.export.build import Build, Compiler, engines_of
+from edgestill.export.calibrate import calibrate
 from edgestill.export.gates.answers import ANSWER_ROWS
 from edgestill.export.gates.check import answer_checks, file_gates
 from edgestill.export.gates.reference import golden_rows, references
@@ -25,15 +26,19 @@ from edgestill.export.grid import Grid
 from edgestill.export.plan import check_base
 from edgestill.runtime import manifest
 from edgestill.runtime.bundle import MANIFEST_NAME, ONNX, ONNX_LABELS, Artifact, Bundle, load_task
+from edgestill.runtime.confidence import CALIBRATION_NAME
+from edgestill.runtime.decode import Probabilities
 from edgestill.runtime.device import package_versions
 from edgestill.runtime.errors import EdgestillError
 from edgestill.runtime.task import load_tokenizer
 
+EXPORT_VERSION = 2  # raise it when the same student would give another bundle
 GOLDEN_ROWS = 32
 PROBE_ROWS = 4
 BUILD_PACKAGES = ("edgestill", "torch", "transformers", "peft", "onnx", "onnxruntime", "gguf", "llama-cpp-python")
 COPIED = (
     "task.json",
+    "teacher_prompt.json",
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -114,12 +119,13 @@ def _build_in(build: Build, chain: dict[str, str], progress: Progress) -> Bundle
     progress("export", 5, steps)
     answers, more = answer_checks(build, grid, logits, wanted)
     gates += more
+    _write_calibration(build, {engine: found.probabilities for engine, found in answers.items()}, rows)
     card = cards.model_card(build, grid, texts[0], compiler.for_other_programs(), gates)
     manifest.write_text_atomic(build.folder / "README.md", card)
     measured = {
         "numbers": numbers,
         "tokens": tokens,
-        "answers": answers,
+        "answers": {engine: found.facts() for engine, found in answers.items()},
         "gates": [dataclasses.asdict(g) for g in gates],
     }
     bundle = _manifest(build, grid, compiler.context_tokens(), chain, {**read, **measured})
@@ -153,6 +159,12 @@ def _write_modelfile(build: Build, tokenizer: Any) -> None:
     if path is not None and not task.is_head:
         text = cards.modelfile(task, path.name, tokenizer.id_to_token(task.eos_token_id))
         manifest.write_text_atomic(path.with_name("Modelfile"), text)
+
+
+def _write_calibration(build: Build, answers: dict[str, Probabilities], rows: list[dict[str, Any]]) -> None:
+    calibration = calibrate(answers, rows, build.task)
+    if calibration is not None:
+        manifest.save(build.folder / CALIBRATION_NAME, calibration)
 
 
 def _manifest(
@@ -205,6 +217,6 @@ def _chain(run: StudentRun, student: Path, export: dict[str, Any]) -> dict[str, 
         "recipe_sha256": run.recipe_sha256,
         "annotations_sha256": run.annotations_sha256,
         "student_sha256": manifest.sha256_file(student / RUN_NAME),
-        "export_sha256": manifest.sha256_json({**export, "artifacts": list(export["artifacts"])}),
+        "export_sha256": manifest.sha256_json([EXPORT_VERSION, {**export, "artifacts": list(export["artifacts"])}]),
         "base_sha256": run.base["weights_sha256"],
     }

@@ -5,10 +5,12 @@ Layout (a Hugging Face hub repository at its root):
     README.md                 model card
     config.json, tokenizer files; generation_config.json, genai_config.json for a student that writes
     task.json                 what is asked and how it is answered
+    teacher_prompt.json       how the teacher was asked; the server knows its questions by it
     golden.jsonl              inputs with the answers of the trained weights: text, label, probabilities
     onnx/model_q4.onnx        one artifact
     onnx/labels_q4.onnx       where the recipe asks for it: the same weights in a graph that only labels
     gguf/model-q4_0.gguf      the other, from the same grid
+    calibration.json          where enough development rows were judged: what each engine's confidence is scaled by
     reference/                test rows, the teacher's answers and the predictions made with torch
 """
 
@@ -83,6 +85,18 @@ def load_bundle(folder: Path) -> Bundle:
 def load_task(folder: Path) -> Task:
     """Read `task.json` of a bundle or of a student run."""
     return manifest.load(Task, folder / "task.json")
+
+
+def other_programs(folder: Path, bundle: Bundle) -> list[str]:
+    """Commands that start other programs on a bundle's files: those of llama.cpp and Ollama, on a decoder's GGUF."""
+    found = [folder / each.path for each in bundle.artifacts if each.engine == "gguf"]
+    found = [path for path in found if path.with_name("Modelfile").exists()]
+    commands = ("llama-server -m {file}", "ollama create {name} -f {modelfile}")
+    return [
+        command.format(file=path, name=bundle.name, modelfile=path.with_name("Modelfile"))
+        for path in found
+        for command in commands
+    ]
 
 
 def changed_files(folder: Path, bundle: Bundle) -> list[str]:

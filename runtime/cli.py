@@ -18,6 +18,8 @@ from edgestill.runtime.errors import EdgestillError, UsageError, missing_package
 from edgestill.runtime.stages import Stages
 from edgestill.runtime.terminal import BundleFolder, Json, Out, RecipeFile, Strict, answer
 from edgestill.runtime.verbs_export import EXPORT_VERBS, BaseModel, Calibrate, Schemes, export_model
+from edgestill.runtime.verbs_report import REPORT_VERBS
+from edgestill.runtime.verbs_serve import SERVE_VERBS
 from edgestill.runtime.verbs_teacher import TEACHER_VERBS
 
 # typer brings click along under a private name; its base class for usage errors is reached through a public one
@@ -58,7 +60,7 @@ def example(
     answer(as_json, {"folder": str(folder)}, f"Wrote {folder}", f"edgestill build {folder}/recipe.yaml")
 
 
-for verb in (*TEACHER_VERBS, *EXPORT_VERBS):
+for verb in TEACHER_VERBS:
     app.command()(verb)
 
 
@@ -114,10 +116,13 @@ def bench(
     targets: Annotated[
         list[Path], typer.Argument(metavar="BUNDLE...", help="Folders of bundles, or the recipe they came from.")
     ],
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="local, constrained:1core,512MB, ssh:HOST or emulated:cortex-a72.")
+    ] = "local",
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Measure bundles on this machine. Compare them with the teacher, the base and the floor."""
+    """Measure bundles on this machine or another. Compare them with the teacher, the base and the floor."""
     if targets[0].suffix in (".yaml", ".yml"):
         if len(targets) > 1:
             raise UsageError(f"a recipe and {len(targets) - 1} more", "name one recipe, or bundles")
@@ -125,7 +130,7 @@ def bench(
         bundles = stages.bundles
     else:
         stages, bundles = Stages(None, out or _run_of(targets)), targets
-    _answer_report(as_json, stages.bench(bundles), bundles[0])
+    _answer_report(as_json, stages.bench(bundles, device), bundles[0])
 
 
 def _run_of(bundles: list[Path]) -> Path:
@@ -154,6 +159,9 @@ def run(
     engine: Annotated[str | None, typer.Option(help="onnx or gguf.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores this process may use.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Add the student's reason.")] = False,
+    abstain_below: Annotated[
+        float | None, typer.Option("--abstain-below", min=0, max=1, metavar="P", help="Mark answers less sure than P.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Answer one text, or every row of a file. One JSON object a line."""
@@ -165,7 +173,7 @@ def run(
     rows: list[Any] = [text] if file is None else list(manifest.read_jsonl(file))
     answers = []
     for row in rows:
-        said = dataclasses.asdict(student.predict(row))
+        said = dataclasses.asdict(student.predict(row, abstain_below=abstain_below))
         if explain:
             said["reason"] = student.explain(row)
         if file is not None and not as_json:
@@ -211,7 +219,8 @@ def _same_numbers(folder: Path, facts: Any) -> Any:
 def _print_answer(answer: dict[str, Any]) -> None:
     chances = answer["probabilities"]
     sure = ", ".join(f"{chances[name]:.1%}" for name in answer["labels"]) or f"none above {max(chances.values()):.1%}"
-    typer.echo(f"{answer['label']}  {sure}  {answer['latency_ms']:.1f} ms")
+    unsure = "  (abstained: too unsure)" if answer["abstained"] else ""
+    typer.echo(f"{answer['label']}  {sure}  {answer['latency_ms']:.1f} ms{unsure}")
     if "reason" in answer:
         typer.echo(answer["reason"])
 
@@ -222,6 +231,10 @@ def _answer_report(as_json: bool, report: Any, bundle: Path) -> None:
 
     text = shlex.quote(str(next(manifest.read_jsonl(bundle / "golden.jsonl"))["text"]))
     answer(as_json, dataclasses.asdict(report), terminal_table(report), f"edgestill run {bundle} {text}")
+
+
+for verb in (*REPORT_VERBS, *SERVE_VERBS, *EXPORT_VERBS):
+    app.command()(verb)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgestill.runtime.session import Session
-from edgestill.runtime.task import Task
+from edgestill.runtime.task import Task, template_fields
 
 Probabilities = NDArray[np.float64]
 
@@ -37,6 +37,22 @@ def task_probabilities(logits: NDArray[Any], task: Task) -> Probabilities:
     """What the task's labels get at the answer's position, (V,) -> (L,): shares of 1, of a set each its own."""
     probabilities = independent_probabilities if task.is_multilabel else label_probabilities
     return probabilities(logits, [label.token_id for label in task.labels])
+
+
+def constant_prefix(task: Task, tokenizer: Any) -> list[int]:
+    """Token ids that every prompt of a task begins with, for `Session.pin`; [] if there are none.
+
+    From the words of the template before its first field, less the tokens that could join with what follows.
+    """
+    places = [task.text.index("{" + name + "}") for name in template_fields(task.text)]
+    words = task.text[: min(places, default=0)].lstrip()
+    first = [task.bos_token_id] if task.bos_token_id is not None else []
+    if task.is_head or not words.strip():
+        return []
+    tails = ("a", "A", " a", "1", ".", "\n", "é", "…")
+    encoded = [tokenizer.encode(words + tail, add_special_tokens=False).ids for tail in tails]
+    shared = min(next((i for i, x in enumerate(ids) if x != encoded[0][i]), len(ids)) for ids in encoded[1:])
+    return [*first, *encoded[0][:shared]] if shared else []
 
 
 def trie_probabilities(session: Session, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> Probabilities:

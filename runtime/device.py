@@ -8,6 +8,24 @@ from pathlib import Path
 
 # What decides which integer kernels an int4 model runs on: results differ between them.
 ISA_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve", "bf16")
+# Arm's own cores by implementer and part of their main ID register, as lscpu of util-linux names them.
+ARM_CORES = {
+    ("0x41", part): name
+    for part, name in {
+        "0xd03": "Cortex-A53",
+        "0xd05": "Cortex-A55",
+        "0xd07": "Cortex-A57",
+        "0xd08": "Cortex-A72",
+        "0xd0a": "Cortex-A75",
+        "0xd0b": "Cortex-A76",
+        "0xd0c": "Neoverse-N1",
+        "0xd0d": "Cortex-A77",
+        "0xd40": "Neoverse-V1",
+        "0xd41": "Cortex-A78",
+        "0xd49": "Neoverse-N2",
+        "0xd4f": "Neoverse-V2",
+    }.items()
+}
 REPORTED_PACKAGES = ("edgestill", "numpy", "onnxruntime", "tokenizers", "llama-cpp-python")
 
 
@@ -28,18 +46,23 @@ class Device:
 
 def describe_device(root: Path = Path("/")) -> Device:
     """Read /proc and /sys below `root` (another folder in tests)."""
-    info = _read(root / "proc/cpuinfo")
+    info = read_text(root / "proc/cpuinfo")
     return Device(
-        cpu_model=_field(info, ("model name", "Model", "Hardware")),
+        cpu_model=_field(info, ("model name", "Model", "Hardware")) or _arm_core(info),
         machine=platform.machine(),
         isa=tuple(flag for flag in ISA_FLAGS if flag in _field_set(info)),
         cores_usable=usable_cores(),
-        ram_bytes=_ram_bytes(_read(root / "proc/meminfo")),
-        governor=_read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
+        ram_bytes=_ram_bytes(read_text(root / "proc/meminfo")),
+        governor=governor(root),
         os=platform.platform(),
         python=platform.python_version(),
         packages=package_versions(REPORTED_PACKAGES),
     )
+
+
+def governor(root: Path = Path("/")) -> str | None:
+    """What sets the clock of the first core, such as "ondemand" (cpufreq of the kernel)."""
+    return read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None
 
 
 def usable_cores() -> int:
@@ -61,7 +84,8 @@ def package_versions(names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file of /proc or /sys as text; empty where it is absent or not ours to read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -77,6 +101,14 @@ def _field(cpuinfo: str, names: tuple[str, ...]) -> str | None:
     return None
 
 
+def _arm_core(cpuinfo: str) -> str | None:
+    """The first core by its number, for machines whose /proc/cpuinfo holds nothing but numbers."""
+    maker, part = _field(cpuinfo, ("CPU implementer",)), _field(cpuinfo, ("CPU part",))
+    if maker is None or part is None:
+        return None
+    return ARM_CORES.get((maker, part), f"ARM implementer {maker} part {part}")
+
+
 def _field_set(cpuinfo: str) -> set[str]:
     return set((_field(cpuinfo, ("flags", "Features")) or "").split())
 
@@ -90,7 +122,7 @@ def _ram_bytes(meminfo: str) -> int | None:
 
 def peak_rss_bytes() -> int | None:
     """Largest resident set of this process since it started its program (VmHWM), None where /proc does not tell."""
-    for line in _read(Path("/proc/self/status")).splitlines():
+    for line in read_text(Path("/proc/self/status")).splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return None

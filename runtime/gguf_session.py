@@ -110,5 +110,4 @@ def _open(path: Path, threads: int, **options: Any) -> tuple[Any, Any]:
 
 def _copied(pointer: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Floats of llama.cpp's buffer; a copy, because the next call overwrites it."""
-    buffer = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * int(np.prod(shape)))).contents
-    return np.array(buffer, np.float32).reshape(shape)
+    return np.ctypeslib.as_array(pointer, shape).copy()

@@ -1,4 +1,4 @@
-"""Accuracy, macro-F1, agreement, their 95 % intervals and paired tests. numpy only; no file, no model."""
+"""Accuracy, macro-F1, agreement, their 95 % intervals, paired tests, calibration. numpy only; no file, no model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ Z_95 = 1.959963984540054
 RESAMPLES = 10_000
 # Fewest samples with a distribution-free 95 % upper bound for the quantile: 1 - q**n >= 0.95.
 MIN_SAMPLES_P50, MIN_SAMPLES_P90, MIN_SAMPLES_P99 = 5, 29, 299
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -105,3 +106,46 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
 def quantile(samples: Sequence[float], q: float, min_samples: int) -> float | None:
     """The q-quantile, or None when there are fewer than `min_samples` samples to say it from."""
     return float(np.quantile(np.asarray(samples, float), q)) if len(samples) >= min_samples else None
+
+
+def expected_calibration_error(confidences: Sequence[float], right: Sequence[bool]) -> float | None:
+    """Mean over rows of how far a bin's accuracy is from its mean confidence, in shares of 1; None without rows.
+
+    15 bins of equal width, each open below and closed above (Naeini et al. 2015; Guo et al. 2017, arXiv 1706.04599).
+    It is biased upward on few rows, where chance alone moves a bin's accuracy away from its confidence.
+
+    Args:
+        confidences: probability that row i is right, 0 to 1, length N.
+        right: whether it is; same order and length.
+    """
+    p, hit = np.asarray(confidences, float), np.asarray(right, bool)
+    if not len(p):
+        return None
+    bins = np.clip(np.ceil(p * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
+    return float(np.abs(np.bincount(bins, hit - p)).sum() / len(p))
+
+
+def coverage_risk(confidences: Sequence[float], right: Sequence[bool]) -> tuple[list[float], list[float]]:
+    """(coverage, risk): share of the rows answered, and of those the share wrong, from the surest rows to all of them.
+
+    One point for each different confidence, since no threshold parts rows that are equally sure; both lists are empty
+    without rows. El-Yaniv and Wiener 2010.
+
+    Args:
+        confidences: how sure of row i, higher is surer, length N.
+        right: whether it is right; same order and length.
+    """
+    values, places = np.unique(-np.asarray(confidences, float), return_inverse=True)
+    answered = np.bincount(places, minlength=len(values)).cumsum()
+    wrong = np.bincount(places, ~np.asarray(right, bool), len(values)).cumsum()
+    return (answered / max(len(places), 1)).tolist(), (wrong / answered).tolist()
+
+
+def area_under_risk(coverage: Sequence[float], risk: Sequence[float]) -> float | None:
+    """Area under the risk-coverage curve of `coverage_risk`: the mean risk over all coverages; None without a point.
+
+    Each point stands for the coverage since the one before it, so that without ties it is the mean of the N risks
+    (AURC of Geifman et al. 2019, arXiv 1805.08206). Lower is better; the error rate itself where confidence says
+    nothing.
+    """
+    return float(np.diff(coverage, prepend=0.0) @ np.asarray(risk, float)) if len(coverage) else None

@@ -27,6 +27,8 @@ class Session(ABC):
         """`max_tokens` is the longest sequence the session accepts."""
         self.max_tokens = max_tokens
         self._held: list[int] = []
+        self._pinned: list[int] = []
+        self._pinned_is_held = False
 
     def logits(self, ids: Sequence[int]) -> Logits:
         """Logits of the token after `ids`, shape (V,) float32; of an encoder's L outputs, (L,).
@@ -34,6 +36,57 @@ class Session(ABC):
         Raises:
             EdgestillError: no ids, or more than `max_tokens`.
         """
+        self._check(ids)
+        kept, pinned_is_held = self._kept(ids)
+        result = self._continue(kept, list(ids[kept:]))
+        self._held, self._pinned_is_held = list(ids), pinned_is_held
+        return result
+
+    def pin(self, prefix: Sequence[int]) -> None:
+        """Keep the state of `prefix` from request to request: `forget` goes back to it and no further.
+
+        A text that begins with it is always computed in the same two pieces, so its logits are the same every time.
+        """
+        self._pinned = list(prefix) if self.reuses_prefix else []
+        self._held, self._pinned_is_held = [], False
+
+    def _kept(self, ids: Sequence[int]) -> tuple[int, bool]:
+        """How many first tokens of `ids` are held, and whether the pinned prefix is, computed as a piece of its own."""
+        held, pinned_was_held = self._held, self._pinned_is_held
+        self._held, self._pinned_is_held = [], False  # when the engine fails, its state is not trusted again
+        shared = min(_common_prefix(held, ids), len(ids) - 1) if self.reuses_prefix else 0
+        pinned = len(self._pinned)
+        if shared >= pinned:
+            return shared, pinned_was_held
+        if len(ids) == pinned or list(ids[:pinned]) != self._pinned:
+            return 0, False
+        self._continue(0, self._pinned)
+        return pinned, True
+
+    def logits_many(self, rows: Sequence[Sequence[int]]) -> Logits:
+        """`logits` of B rows, each afresh: (B, V) float32; of an encoder's L outputs, (B, L).
+
+        Up to the kernels' rounding these are the numbers of B single requests. The result holds B times V floats: pass
+        a bounded number of rows at a time.
+
+        Raises:
+            EdgestillError: no rows, or a row that `logits` refuses; then none is computed.
+        """
+        if not rows:
+            raise EdgestillError("no rows to answer", "pass at least one")
+        for ids in rows:
+            self._check(ids)
+        return self._continue_many(rows)
+
+    def _continue_many(self, rows: Sequence[Sequence[int]]) -> Logits:
+        """One row after the other; an engine for which it pays computes them together."""
+        found = []
+        for ids in rows:
+            self.forget()
+            found.append(self.logits(ids))
+        return np.stack(found)
+
+    def _check(self, ids: Sequence[int]) -> None:
         if not ids:
             raise EdgestillError("the prompt has no tokens", "pass at least one word")
         if len(ids) > self.max_tokens:
@@ -41,19 +94,14 @@ class Session(ABC):
                 f"{len(ids)} tokens, but the session holds at most {self.max_tokens}",
                 "shorten it or load with max_tokens=",
             )
-        shared = min(_common_prefix(self._held, ids), len(ids) - 1) if self.reuses_prefix else 0
-        self._held = []  # when the engine fails below, its state is not trusted again
-        result = self._continue(shared, list(ids[shared:]))
-        self._held = list(ids)
-        return result
 
     def forget(self) -> None:
-        """Start the next call afresh.
+        """Start the next call afresh, but for a pinned prefix.
 
         int8 kernels round a text computed in two pieces a little differently, so a request that wants the same answer
         every time begins here.
         """
-        self._held = []
+        self._held = list(self._pinned) if self._pinned_is_held else []
 
     @abstractmethod
     def _continue(self, kept: int, ids: list[int]) -> Logits:

@@ -82,11 +82,13 @@ class Stages:
             bundles.append(self._timed(f"export {plan.place}".strip(), work, _bytes_written))
         return bundles
 
-    def bench(self, bundles: list[Path]) -> Any:
-        """The report."""
+    def bench(self, bundles: list[Path], device: str = "local") -> Any:
+        """The report; of another device than this in a folder of its own."""
         from edgestill.benchmarks.bench import run_bench
+        from edgestill.benchmarks.devices.machine import folder_name
 
-        return self._timed("bench", lambda tell: run_bench(bundles, self.folder / "report", tell), _requests_timed)
+        place = self.folder / folder_name(device)
+        return self._timed("bench", lambda tell: run_bench(bundles, place, tell, device), _requests_timed)
 
     def _timed(self, name: str, work: Callable[[Any], tuple[Any, bool]], tokens: Callable[[Any], str]) -> Any:
         from edgestill.runtime.progress import stage

@@ -4,44 +4,36 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgestill.runtime import decode, manifest
-from edgestill.runtime.bundle import ONNX, ONNX_LABELS, Artifact, Bundle, load_bundle, load_task
+from edgestill.runtime.bundle import ONNX, ONNX_LABELS, Artifact, Bundle, load_bundle, load_task, other_programs
+from edgestill.runtime.confidence import load_temperature
 from edgestill.runtime.device import usable_cores
 from edgestill.runtime.errors import EdgestillError, UsageError
-from edgestill.runtime.gguf_session import GgufEncoderSession, GgufSession
+from edgestill.runtime.gguf_session import INSTALL_COMMAND, GgufEncoderSession, GgufSession
 from edgestill.runtime.onnx_session import OnnxEncoderSession, OnnxSession
-from edgestill.runtime.session import Session
+from edgestill.runtime.prediction import Prediction, checked_labels, checked_threshold, of_labels, of_task
+from edgestill.runtime.session import Logits, Session
 from edgestill.runtime.task import ANSWER_ROOM_TOKENS, Task, load_tokenizer
 
 ENGINES = {ONNX: OnnxSession, ONNX_LABELS: OnnxEncoderSession, "gguf": GgufSession}
 ENCODER_ENGINES = {ONNX: OnnxEncoderSession, "gguf": GgufEncoderSession}
 PREFERRED = (ONNX_LABELS, ONNX)
+NEEDS = {
+    ONNX: "nothing more: onnxruntime comes with edgestill",
+    ONNX_LABELS: "nothing more: onnxruntime comes with edgestill",
+    "gguf": INSTALL_COMMAND,
+}
 DEFAULT_MAX_TOKENS = 1024
+# Of `predict_many`. CPU time a row on one x86 core in int4: an encoder of six layers 4.2 ms alone, 4.1 by 16, 3.7 by 32
+# and 3.5 by 64; a decoder of 135M, whose rows the session computes one after the other, 41 alone and 37 by 16.
+CHUNK_ROWS = 32
 
 Fields = str | Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One answer.
-
-    `label` is the answer as one text: a label, or of a multilabel task the set as `label_sets` writes it, such as
-    "lights | music" or "(none)"; `labels` are its names. `probabilities` are by label: of one answer they sum to 1 over
-    the labels asked about, of a set each is that label's own, whatever the others are. `latency_ms` is wall time from
-    text in to answer out, tokenization included.
-    """
-
-    label: str
-    labels: tuple[str, ...]
-    probabilities: dict[str, float]
-    latency_ms: float
-    prompt_tokens: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,10 @@ class SelfCheck:
 
 
 class Student:
-    """A loaded bundle. Safe to call from several threads: one lock, one request at a time."""
+    """A loaded bundle. Safe to call from several threads: one lock, one request at a time, in turns.
+
+    `calibration` is what the engine's confidence is scaled by, None where the bundle ships nothing for it.
+    """
 
     def __init__(
         self, folder: Path, bundle: Bundle, task: Task, artifact: Artifact, open_file: Callable[[Artifact], Session]
@@ -65,51 +60,93 @@ class Student:
         self.task = task
         self.artifact = artifact
         self._open_file = open_file
-        self._session = open_file(artifact)
+        self._tokenizer = load_tokenizer(folder)
+        self._session = self._opened(artifact)
         only_labels = artifact.engine == ONNX_LABELS
         self._writer = None if only_labels else self._session
         self._outputs = _by_place(task) if only_labels else task
-        self._tokenizer = load_tokenizer(folder)
         self._lock = threading.Lock()
+        self._holder: int | None = None
+        self.calibration = load_temperature(folder, artifact.engine)
 
-    def predict(self, fields: Fields, labels: Sequence[str] | None = None) -> Prediction:
+    def _opened(self, artifact: Artifact) -> Session:
+        """The file, with the state of the words that every prompt begins with kept from request to request."""
+        session = self._open_file(artifact)
+        session.pin(decode.constant_prefix(self.task, self._tokenizer))
+        return session
+
+    def predict(
+        self, fields: Fields, labels: Sequence[str] | None = None, abstain_below: float | None = None
+    ) -> Prediction:
         """Label one text: all probabilities from one position of one forward pass.
 
         Args:
             fields: the text, or the template's fields by name.
             labels: other labels than the task's; they are scored as words, through the label trie.
+            abstain_below: mark the prediction `abstained` where its confidence is lower, 0 to 1.
 
         Raises:
             EdgestillError: an empty text, a missing field, a text longer than a task that refuses long ones takes, or
                 other labels for an encoder.
         """
         start = time.perf_counter()
-        return self._answer(self.task.fill(fields), labels, start)
+        return self._answer(self.task.fill(fields), labels, start, checked_threshold(abstain_below))
 
     def predict_text(self, text: str) -> Prediction:
         """`predict` for a text that the task's template has been filled into already, as golden and test rows are."""
-        return self._answer(text, None, time.perf_counter())
+        return self._answer(text, None, time.perf_counter(), 0.0)
 
-    def _answer(self, text: str, labels: Sequence[str] | None, start: float) -> Prediction:
+    def _answer(self, text: str, labels: Sequence[str] | None, start: float, abstain_below: float) -> Prediction:
         if labels is not None:
             self._must_write("predict without labels=, or train with the labels you want")
+            answers = [self._answer_ids(name) for name in checked_labels(labels)]
         ids = self.task.encode(self._tokenizer, text)
         with self._fresh_session(writes=labels is not None) as session:
             if labels is None:
-                names: Sequence[str] = self.task.label_names
-                chances = decode.task_probabilities(session.logits(ids), self._outputs)
-                chosen = self.task.chosen(chances.tolist())
+                found = self._of_task(session.logits(ids))
             else:
-                names = _distinct(labels)
-                chances = decode.trie_probabilities(session, ids, [self._answer_ids(name) for name in names])
-                chosen = (names[int(np.argmax(chances))],)
-        probabilities = {name: float(p) for name, p in zip(names, chances, strict=True)}
-        said, elapsed_ms = self.task.written(chosen), (time.perf_counter() - start) * 1e3
-        return Prediction(said, chosen, probabilities, elapsed_ms, len(ids))
+                found = of_labels(decode.trie_probabilities(session, ids, answers), labels)
+        elapsed_ms, abstained = (time.perf_counter() - start) * 1e3, found.confidence < abstain_below
+        return replace(found, latency_ms=elapsed_ms, prompt_tokens=len(ids), abstained=abstained)
 
-    def predict_many(self, rows: Iterable[Fields]) -> Iterator[Prediction]:
-        """`predict` for each row, in order, lazily."""
-        return (self.predict(row) for row in rows)
+    def _of_task(self, logits: Logits) -> Prediction:
+        temperature = self.calibration.temperature if self.calibration else 1.0
+        return of_task(decode.task_probabilities(logits, self._outputs), self.task, temperature)
+
+    def predict_many(self, rows: Iterable[Fields], abstain_below: float | None = None) -> Iterator[Prediction]:
+        """`predict` for each row, in order and lazily: `CHUNK_ROWS` are read ahead and answered together.
+
+        Answers are those of `predict` up to the kernels' rounding. A row that cannot be answered raises what `predict`
+        does, after the answers to the rows before it. Other requests are let in between two chunks.
+        """
+        return self._many(iter(rows), checked_threshold(abstain_below))
+
+    def _many(self, rows: Iterator[Fields], abstain_below: float) -> Iterator[Prediction]:
+        failure: Exception | None = None
+        more = True
+        while more and failure is None:
+            start, prompts = time.perf_counter(), list[list[int]]()
+            try:
+                for row in islice(rows, CHUNK_ROWS):
+                    ids = self.task.encode(self._tokenizer, self.task.fill(row))
+                    if len(ids) > self._session.max_tokens:
+                        self.predict(row)  # says why not
+                    prompts.append(ids)
+            except Exception as error:  # perhaps of the caller's own rows
+                failure = error
+            more = len(prompts) == CHUNK_ROWS
+            found = self._together(prompts) if prompts else []
+            each_ms = (time.perf_counter() - start) * 1e3 / max(len(found), 1)
+            for one, ids in zip(found, prompts, strict=True):
+                abstained = one.confidence < abstain_below
+                yield replace(one, latency_ms=each_ms, prompt_tokens=len(ids), abstained=abstained)
+        if failure is not None:
+            raise failure
+
+    def _together(self, prompts: Sequence[Sequence[int]]) -> list[Prediction]:
+        with self._fresh_session() as session:
+            logits = session.logits_many(prompts)
+        return [self._of_task(row) for row in logits]
 
     def explain(self, fields: Fields, max_new_tokens: int = 64) -> str:
         """The reason the student gives, generated on request only; `predict` never pays for it.
@@ -158,7 +195,10 @@ class Student:
         return SelfCheck(rows, changed, worst)
 
     def info(self) -> dict[str, Any]:
-        """What is loaded: name, engine, file, bytes, quantization, labels, base, limits."""
+        """What is loaded: name, engine, file, bytes, quantization, labels, base, limits, calibration (None without).
+
+        `engines` says what each engine of the bundle needs, `other_programs` how to start others on its files.
+        """
         return {
             "name": self.bundle.name,
             "engine": self.artifact.engine,
@@ -168,6 +208,9 @@ class Student:
             "labels": self.task.label_names,
             "base": self.bundle.base["spec"],
             "max_tokens": self._session.max_tokens,
+            "calibration": asdict(self.calibration) if self.calibration else None,
+            "engines": {each.engine: NEEDS[each.engine] for each in self.bundle.artifacts},
+            "other_programs": other_programs(self.folder, self.bundle),
         }
 
     @contextmanager
@@ -177,12 +220,20 @@ class Student:
         What `writes` wants logits of the whole vocabulary; beside a graph that only labels, the first such request
         opens the file that has them.
         """
+        if self._holder == threading.get_ident():  # waiting for oneself never ends
+            raise EdgestillError(
+                "a stream of this student is still open in this thread", "exhaust or close it, or load a second student"
+            )
         with self._lock:
             if writes and self._writer is None:
-                self._writer = self._open_file(_choose(self.bundle, ONNX))
+                self._writer = self._opened(_choose(self.bundle, ONNX))
             session = self._writer if writes and self._writer is not None else self._session
             session.forget()
-            yield session
+            self._holder = threading.get_ident()
+            try:
+                yield session
+            finally:
+                self._holder = None
 
     def _must_write(self, hint: str = "call predict, or build a student with student.kind: causal") -> None:
         if self.task.is_head:
@@ -241,9 +292,3 @@ def _by_place(task: Task) -> Task:
     """The task of a graph whose outputs are the labels in their order."""
     labels = tuple(replace(label, token_id=place) for place, label in enumerate(task.labels))
     return replace(task, labels=labels)
-
-
-def _distinct(labels: Sequence[str]) -> Sequence[str]:
-    if not labels or len(set(labels)) != len(labels) or not all(label.strip() for label in labels):
-        raise EdgestillError(f"labels {list(labels)!r}: wanted at least one, all different, none empty")
-    return labels

@@ -63,7 +63,7 @@ def keep(lines: list[dict[str, Any]]) -> None:
 def measured(student: str, rows: int, seed: int, folder: Path) -> dict[str, Any]:
     """Build both bundles of one seed and compare all their artifacts with the float32 student."""
     from edgestill.runtime import manifest
-    from edgestill.runtime.device import describe_device
+    from edgestill.runtime.device import describe_device, package_versions
 
     write_inputs(student, rows, seed, folder)
     run = build(folder / "recipe.yaml", folder / "run")
@@ -92,7 +92,7 @@ def measured(student: str, rows: int, seed: int, folder: Path) -> dict[str, Any]
         "training": run.training,
         "grid": run.grid,
         "device": f"{device.cpu_model}, {device.cores_usable} cores, {', '.join(device.isa)}",
-        "versions": {name: device.packages.get(name) for name in ("torch", "onnxruntime", "llama-cpp-python")},
+        "versions": package_versions(("torch", "transformers", "onnxruntime", "llama-cpp-python")),
     }
 
 

@@ -125,7 +125,7 @@ def test_kill_9_in_every_stage_then_the_same_command_again_finishes(cli: Cli, ti
         assert not (run / "report" / "report.json").exists()
     again = cli("build", tiny_recipe, "--out", run, "--json")
     assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["schema"] == "edge-report/2"
+    assert json.loads(again.stdout)["schema"] == "edge-report/3"
     assert not (run / "bundle.partial").exists()
     ledger = json.loads((run / "annotations" / "annotations.json").read_text(encoding="utf-8"))
     assert ledger["accepted"] + sum(ledger["rejected"].values()) + ledger["pending"] == ledger["rows"]

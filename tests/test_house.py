@@ -33,6 +33,7 @@ OPENS_ANY_ROOM = {
     "runtime/cli.py": "the front door opens the room of the verb it was given",
     "runtime/verbs_teacher.py": "the same door: the verbs around the teacher",
     "runtime/verbs_export.py": "the same door: models that are no students",
+    "runtime/verbs_report.py": "the same door: reports joined and compared",
     "runtime/stages.py": "the same door: composes the stages of one run",
 }
 READS_WITH_LLAMA_CPP = {"export/tokenizer_writer.py": "asks llama.cpp for its token ids"}

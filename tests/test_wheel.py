@@ -32,7 +32,8 @@ def test_the_wheel_carries_every_module_and_the_example(wheel: Path) -> None:
     data = {
         f"edgestill/distill/example/{name}" for name in ("recipe.yaml", "pool.jsonl", "test.jsonl", "teacher.jsonl")
     }
-    templates = {f"edgestill/benchmarks/{p.name}" for p in (ROOT / "benchmarks").glob("*.jinja")}
+    drawn = [p for pattern in ("*.jinja", "*.schema.json") for p in (ROOT / "benchmarks").rglob(pattern)]
+    templates = {f"edgestill/{p.relative_to(ROOT).as_posix()}" for p in drawn}
     assert sources | data | templates <= names
 
 

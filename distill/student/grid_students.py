@@ -3,6 +3,7 @@
 Each starts as it was trained, in float32, and is changed in place by `onto_grid`.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ class CausalOnGrid(CausalRows):
         """(name in files, value) of all parameters; a tied head has none of its own."""
         yield from self.causal.named_parameters()
 
+    def label_only(self, row: Example) -> Example:
+        """The row without its reason, which costs most of the tokens and says nothing about the label."""
+        return dataclasses.replace(row, rationale=None)
+
     def positions(self, row: Example) -> int:
         """At how many places of `outputs` a row answers."""
         return sum(len(branch.completion) for branch in row.branches)
@@ -69,7 +74,7 @@ class CausalOnGrid(CausalRows):
             return self.hidden(packed).to(self.dtype)
 
     def loss(self, rows: Sequence[Example], wanted: Tensor, mass: Mass) -> tuple[Tensor, Tensor]:
-        """Divergence from the float32 self, label and rationale weighed as in training."""
+        """Divergence from the float32 self, rows weighed as in training."""
         packed = pack(rows)
         found = divergences(self._outputs(packed), self.head.to(self.dtype), wanted, self.wanted_head, TEMPERATURE)
         loss, parts = label_rationale_loss(found, packed, self.train.rationale_weight, mass)
@@ -108,6 +113,10 @@ class EncoderOnGrid(EncoderRows):
     def tensors(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """(name in files, value) of all parameters."""
         yield from ((name.removeprefix("trunk."), value) for name, value in self.model.named_parameters())
+
+    def label_only(self, row: TextRow) -> TextRow:
+        """The row."""
+        return row
 
     def positions(self, row: TextRow) -> int:  # noqa: ARG002 - a row has one answer
         """One."""

@@ -115,16 +115,16 @@ def put_on_grid(
         EdgestillError: the base changed since training.
     """
     start = time.perf_counter()
-    student, rows, held_out = _prepare(plan, pairs, dev, weights)
+    student, drawn = _prepare(plan, pairs, weights)
+    rows, held_out = _answered(student, drawn, dev)
     rounding = Rounding(student)
-    rounded = _round(rounding, rows, held_out)
-    checkpoint = Checkpoint(folder / CHECKPOINT_NAME, inputs_sha256, checkpoint_s)
+    rounded = _round(rounding, drawn, held_out)
     learner = GridLearner(student, rounding.plain.values())
+    checkpoint = Checkpoint(folder / CHECKPOINT_NAME, inputs_sha256, checkpoint_s)
     loop = Training[GridRow](learner, rows, _settings(student.train), checkpoint, learner.rates)
     state = loop.run(progress)
     facts = OnGrid(
         inputs_sha256,
-        dev_rows=len(held_out),
         **rounded,
         trained=gap(student, held_out),
         rows=len(rows),
@@ -142,9 +142,9 @@ def put_on_grid(
 
 
 def _prepare(
-    plan: StudentPlan, pairs: Sequence[tuple[Row, Annotation]], dev: Sequence[Row], weights: Path
-) -> tuple[GridStudent, list[GridRow], list[GridRow]]:
-    """The trained student in float32, and training and development rows with what it answers."""
+    plan: StudentPlan, pairs: Sequence[tuple[Row, Annotation]], weights: Path
+) -> tuple[GridStudent, list[Any]]:
+    """The trained student in float32, and the rows that are drawn for it, reasons and all."""
     recipe = plan.recipe.alone(plan.recipe.the_student)
     torch.manual_seed(recipe.train.seed)
     torch.set_num_threads(usable_cores())
@@ -152,32 +152,38 @@ def _prepare(
     student = GRID_STUDENTS[plan.kind](*parts, weights, [row.text for row, _ in pairs])
     weight_of = class_weights([answer.label for _, answer in pairs], recipe.train.class_weights)
     some = random.Random(recipe.train.seed).sample(pairs, min(len(pairs), MOST_ROWS))
-    rows = with_answers(student, [student.prepare(row.text, a, weight_of[a.label]) for row, a in some])
-    return student, rows, with_answers(student, [student.question(row.text) for row in dev])
+    return student, [student.prepare(row.text, answer, weight_of[answer.label]) for row, answer in some]
 
 
-def _round(rounding: Rounding, rows: Sequence[GridRow], held_out: Sequence[GridRow]) -> dict[str, Any]:
+def _answered(student: GridStudent, drawn: Sequence[Any], dev: Sequence[Row]) -> tuple[list[GridRow], list[GridRow]]:
+    """Rows to learn from, without reasons, and development rows, each with what the student answers in float32."""
+    rows = with_answers(student, [student.label_only(row) for row in drawn])
+    return rows, with_answers(student, [student.question(row.text) for row in dev])
+
+
+def _round(rounding: Rounding, drawn: Sequence[Any], held_out: Sequence[GridRow]) -> dict[str, Any]:
     """Round the layers, in place; the facts about it."""
     nearest, start = rounding.nearest_gap(held_out), time.perf_counter()
-    calibration = _calibration(rounding.student, rows)
+    calibration = _calibration(rounding.student, drawn)
     rounding.compensate(calibration)
     return {
+        "dev_rows": len(held_out),
         "nearest": nearest,
         "compensated": gap(rounding.student, held_out),
-        "calibration_tokens": sum(rounding.student.tokens(row.row) for row in calibration),
+        "calibration_tokens": sum(map(rounding.student.tokens, calibration)),
         "rounding_s": time.perf_counter() - start,
     }
 
 
-def _calibration(student: GridStudent, rows: Sequence[GridRow]) -> list[GridRow]:
-    """The first of the rows, which were drawn: as many as have `CALIBRATION_TOKENS`, at least one."""
-    chosen: list[GridRow] = []
+def _calibration(student: GridStudent, drawn: Sequence[Any]) -> list[Any]:
+    """The first of the drawn rows: as many as have `CALIBRATION_TOKENS`, at least one."""
+    chosen: list[Any] = []
     tokens = 0
-    for row in rows:
+    for row in drawn:
         if chosen and tokens >= CALIBRATION_TOKENS:
             break
         chosen.append(row)
-        tokens += student.tokens(row.row)
+        tokens += student.tokens(row)
     return chosen
 
 

@@ -90,9 +90,12 @@ class Rounding:
             layer.weight.copy_(before[name])
         return found
 
-    def compensate(self, rows: Sequence[GridRow]) -> None:
-        """Round every layer's weight by `gptq` for these rows, in place; from then on in the dtype of the products."""
-        self.codes |= round_layers(self.layers, lambda: self.student.outputs([row.row for row in rows]))
+    def compensate(self, rows: Sequence[Any]) -> None:
+        """Round every layer's weight by `gptq` for these rows, in place; from then on in the dtype of the products.
+
+        `rows` are prepared ones.
+        """
+        self.codes |= round_layers(self.layers, lambda: self.student.outputs(rows))
         for layer in self.layers.values():
             layer.weight.data = layer.weight.data.to(self.student.dtype)
 

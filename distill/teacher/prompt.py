@@ -4,7 +4,7 @@ Sends nothing and reads no answer.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from edgestill.distill.recipe import Recipe
 from edgestill.runtime.manifest import sha256_json
+from edgestill.runtime.serving.teacher_prompt import TeacherPrompt, Template, Turn
 
 TOP_LOGPROBS = 20  # the most that the OpenAI API returns
 LONGER_FACTOR = 4  # an answer that was cut off is asked for once more with this many times its tokens
@@ -19,6 +20,7 @@ MESSAGE_BOUND_TOKENS = 32  # what a chat template may add around one message
 
 # What a request may do without; an endpoint's complaint that names one of these is about the request, not a fault.
 OPTIONAL = ("response_format", "json_schema", "json_object", "logprobs", "temperature", "max_completion_tokens")
+REPAIR = "That answer cannot be used: "
 FORMATS = ("json_schema", "json_object", "text")
 
 
@@ -90,7 +92,7 @@ class Prompter:
         self.dialect = dialect
         self.wants_rationale = recipe.task.rationale
         self.labels, self.several = list(recipe.task.labels), recipe.task.is_multilabel
-        self.system = _instructions(recipe)
+        self.system = _instructions(recipe, _keys(recipe))
         self._schema = _response_format(recipe, dialect.answer_format)
 
     def first(self, text: str) -> Request:
@@ -107,7 +109,7 @@ class Prompter:
         """The same, with the unusable answer and what is wrong with it."""
         names = ", ".join(json.dumps(label, ensure_ascii=False) for label in self.labels)
         wanted = "labels is a list of all that fit, perhaps none, of" if self.several else "label is one of"
-        complaint = f"That answer cannot be used: {problem}. Answer again with the JSON object alone; {wanted} {names}."
+        complaint = f"{REPAIR}{problem}. Answer again with the JSON object alone; {wanted} {names}."
         said = [{"role": "assistant", "content": answer}, {"role": "user", "content": complaint}]
         return self._request("repair", [*request.body["messages"], *said], request.completion_bound_tokens)
 
@@ -149,14 +151,31 @@ def endpoint_host(base_url: str) -> str:
     return f"{parts.hostname}{port}{parts.path.rstrip('/')}"
 
 
-def _keys(recipe: Recipe) -> list[str]:
+def _keys(recipe: Recipe, rationale: bool | None = None) -> tuple[str, ...]:
+    """Keys of the object that is asked for; with a rationale or not as the recipe says, unless told."""
     answer = "labels" if recipe.task.is_multilabel else "label"
-    if not recipe.task.rationale:
-        return [answer]
-    return ["rationale", answer] if recipe.teacher.rationale_order == "before" else [answer, "rationale"]
+    if not (recipe.task.rationale if rationale is None else rationale):
+        return (answer,)
+    return ("rationale", answer) if recipe.teacher.rationale_order == "before" else (answer, "rationale")
 
 
-def _instructions(recipe: Recipe) -> str:
+def teacher_prompt(recipe: Recipe, recorded: Template | None = None) -> TeacherPrompt:
+    """How the teacher of a recipe is asked, for who must know its questions again: first the recipe's own way.
+
+    Beside it stand the other orders of label and reason, each with the instructions in a system turn and, for models
+    that know none, in the user's. `recorded` is how imported answers were asked for; it comes before all.
+    """
+    answer, text = _keys(recipe, rationale=False), recipe.data.text
+    orders = dict.fromkeys((_keys(recipe), answer, ("rationale", *answer), (*answer, "rationale")))
+    templates = [] if recorded is None else [recorded]
+    for keys in orders:
+        system = _instructions(recipe, keys)
+        templates.append(Template((Turn("system", system), Turn("user", "", text)), keys))
+        templates.append(Template((Turn("user", f"{system}\n\n", text),), keys))
+    return TeacherPrompt(recipe.teacher.model, tuple(templates), REPAIR)
+
+
+def _instructions(recipe: Recipe, keys: Sequence[str]) -> str:
     """Zero-shot: what is asked, the labels with their meaning, the shape of the answer (arXiv 2403.15886)."""
     lines = [f"- {name}: {text}" if text else f"- {name}" for name, text in recipe.task.labels.items()]
     said: dict[str, Any] = {
@@ -164,7 +183,7 @@ def _instructions(recipe: Recipe) -> str:
         "label": "one of the labels above, as it is written there",
         "labels": ["every label above that fits, as it is written there; an empty list if none fits"],
     }
-    shape = json.dumps({key: said[key] for key in _keys(recipe)}, ensure_ascii=False)
+    shape = json.dumps({key: said[key] for key in keys}, ensure_ascii=False)
     listed = "\n".join(lines)
     return f"{recipe.task.instruction}\n\nLabels:\n{listed}\n\nAnswer with one JSON object and nothing else:\n{shape}"
 
@@ -180,7 +199,7 @@ def _response_format(recipe: Recipe, answer_format: str) -> dict[str, Any] | Non
     }
     keys = _keys(recipe)
     properties = {key: kinds[key] for key in keys}
-    schema = {"type": "object", "properties": properties, "required": keys, "additionalProperties": False}
+    schema = {"type": "object", "properties": properties, "required": list(keys), "additionalProperties": False}
     if answer_format == "json_object":
         return {"type": "json_object", "schema": schema}  # llama-cpp-python and others read the schema there
     return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}

@@ -5,7 +5,7 @@ the vocabulary in both engines; the wide bounds on it catch a wrong weight and j
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from math import comb
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from edgestill.export.gates.gate import Gate, at_most
 from edgestill.export.gates.reference import Reference, answer, kl_nats
-from edgestill.runtime.decode import Probabilities
+from edgestill.runtime.decode import Probabilities, constant_prefix
 from edgestill.runtime.metrics import Estimate, paired_test
 from edgestill.runtime.session import Session
 from edgestill.runtime.task import Task
@@ -34,7 +34,7 @@ class Answers:
 
     `labels_kept` is a share of 1; `margin` is how sure torch was of the answer that changed and was surest;
     `accuracy_lost` is torch's accuracy minus the engine's, both against the teacher, with its paired 95 % interval;
-    None where the run does not keep the teacher's labels.
+    None where the run does not keep the teacher's labels. `probabilities` (N, L) are the engine's own.
     """
 
     rows: int
@@ -43,11 +43,17 @@ class Answers:
     max_probability_difference: float
     max_margin_flipped: float
     accuracy_lost: Estimate | None
+    probabilities: Probabilities = field(default_factory=lambda: np.empty((0, 0)), repr=False, compare=False)
+
+    def facts(self) -> dict[str, Any]:
+        """What the bundle's manifest holds: all but the probabilities."""
+        return {name: value for name, value in asdict(self).items() if name != "probabilities"}
 
 
 def measure(session: Session, rows: Sequence[Reference], task: Task, tokenizer: Any) -> Answers:
     """One engine on the rows, each afresh as `Student.predict` does it; `tokenizer` is the bundle's own."""
-    kls, worst, margin, said = [], 0.0, 0.0, []
+    kls, worst, margin, said, given = [], 0.0, 0.0, [], []
+    session.pin(constant_prefix(task, tokenizer))
     for row in rows:
         session.forget()
         logits = session.logits(task.encode(tokenizer, row.text))
@@ -57,8 +63,10 @@ def measure(session: Session, rows: Sequence[Reference], task: Task, tokenizer: 
         if label != row.label:
             margin = max(margin, _margin_flipped(row.probabilities, chances, task))
         said.append(label)
+        given.append(chances)
     kept = sum(label == row.label for label, row in zip(said, rows, strict=True))
-    return Answers(len(rows), kept / len(rows), sum(kls) / len(rows), worst, margin, _accuracy_lost(said, rows))
+    lost = _accuracy_lost(said, rows)
+    return Answers(len(rows), kept / len(rows), sum(kls) / len(rows), worst, margin, lost, np.array(given))
 
 
 def _accuracy_lost(said: Sequence[str], rows: Sequence[Reference]) -> Estimate | None:

@@ -2,12 +2,11 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from edgestill.export.build import Build, Logits
-from edgestill.export.gates.answers import answer_gates, measure
+from edgestill.export.gates.answers import Answers, answer_gates, measure
 from edgestill.export.gates.endings import TorchSession, ending_gate, ends, longest_answer
 from edgestill.export.gates.gate import Gate, at_most, require
 from edgestill.export.gates.reference import Reference, by_labels
@@ -55,8 +54,8 @@ def file_gates(build: Build, read: Mapping[str, Any], numbers: Mapping[str, Any]
 
 def answer_checks(
     build: Build, grid: Grid, logits: Logits, rows: Sequence[Reference]
-) -> tuple[dict[str, Any], list[Gate]]:
-    """(facts by engine, gates) of what needs the engines: size, float32 twins, shipped kernels, endings.
+) -> tuple[dict[str, Answers], list[Gate]]:
+    """(answers by engine, gates) of what needs the engines: size, float32 twins, shipped kernels, endings.
 
     Args:
         build: with all files written.
@@ -69,21 +68,20 @@ def answer_checks(
     """
     gates = require((size_gate(build, engine, grid) for engine in build.artifacts), BUG)
     ended = None if build.task.is_head else _ended(build, logits, rows[:ENDING_ROWS])
-    facts = {}
+    answers = {}
     for engine in build.artifacts:
         seen, task = by_labels(rows, build.task) if engine == ONNX_LABELS else (rows, build.task)
         with tempfile.TemporaryDirectory(dir=build.folder, prefix=".twin-") as name:
             path = Path(name) / f"twin.{engine.partition('-')[0]}"
             gates += require(twin_gates(build, engine, grid, seen, task, path), BUG)
         session = _open(build, engine, seen)
-        found = measure(session, seen, task, load_tokenizer(build.folder))
-        facts[engine] = asdict(found)
-        gates += require(answer_gates(engine, found), FINER)
+        answers[engine] = measure(session, seen, task, load_tokenizer(build.folder))
+        gates += require(answer_gates(engine, answers[engine]), FINER)
         if ended is not None and engine != ONNX_LABELS:
             longest, done = ended
             gate = ending_gate(engine, session, done, rows[: len(done)], task, longest)
             gates += require([gate], FINER)
-    return facts, gates
+    return answers, gates
 
 
 def _open(build: Build, engine: str, rows: Sequence[Reference]) -> Any:

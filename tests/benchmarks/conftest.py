@@ -6,11 +6,27 @@ from pathlib import Path
 
 import pytest
 
-from edgestill.benchmarks.measure import Measurement, Request
+from edgestill.benchmarks.entrants import read_entrants
+from edgestill.benchmarks.folder import write_folder
+from edgestill.benchmarks.measurement import (
+    VALID,
+    Decoding,
+    Energy,
+    GoldenCheck,
+    Loads,
+    Machine,
+    Measurement,
+    Memory,
+    Noise,
+    Request,
+    Thermal,
+)
+from edgestill.benchmarks.reference import read_reference
 from edgestill.benchmarks.report import Report, build_report
 from edgestill.runtime import manifest
 from edgestill.runtime.bundle import Artifact, Bundle
 from edgestill.runtime.device import describe_device
+from edgestill.runtime.stages import Stages
 from edgestill.runtime.task import Label, Task
 
 ROWS = 40
@@ -81,7 +97,7 @@ def handmade(tmp_path: Path) -> Callable[..., Handmade]:
 def measurement(labels: Sequence[str], latencies_ms: Sequence[float | None], student: str = "student") -> Measurement:
     """One round over the rows with these answers and times."""
     requests = tuple(
-        Request("onnx", f"row-{i}", 0, label, {"yes": 0.5, "no": 0.5, "never": 0.0}, latency_ms, 7, student)
+        Request("onnx", f"row-{i}", 0, label, {"yes": 0.5, "no": 0.5, "never": 0.0}, latency_ms, 7, student, 0.5)
         for i, (label, latency_ms) in enumerate(zip(labels, latencies_ms, strict=True))
     )
     return Measurement(
@@ -91,12 +107,17 @@ def measurement(labels: Sequence[str], latencies_ms: Sequence[float | None], stu
         quantization="q4_0",
         bytes=90_000_000,
         threads=2,
-        import_s=0.2,
-        load_s=0.3,
-        first_request_ms=40.0,
-        rss_after_load_bytes=200_000_000,
-        peak_rss_bytes=300_000_000,
-        psi_cpu_some_avg10=None,
+        machine=Machine("local", "local"),
+        loads=Loads(0.2, (0.9,), "posix_fadvise", (0.3, 0.31), 40.0),
+        decoding=Decoding(None, (), (), None, None),
+        offline_rows_per_s=None,
+        memory=Memory(None, 200_000_000, None, 300_000_000, None, None, None, "proc_status"),
+        energy=Energy(None, None, None, None, None),
+        thermal=Thermal(None, None, None, None, None, None),
+        noise=Noise(None, None, None, None),
+        golden=GoldenCheck(32, 0, 0.01),
+        validity=VALID,
+        reasons=(),
         requests=requests,
         student=student,
     )
@@ -162,3 +183,28 @@ def _bundle(name: str, student: str, files: dict[str, str]) -> Bundle:
         parameters=1000,
         student=student,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_rows: Callable[[Path], Path]) -> Path:
+    """A real bundle of a two-layer student, with both engines and 16 test rows. Tests that change it copy it first."""
+    folder = tmp_path_factory.mktemp("tiny")
+    stages = Stages(tiny_rows(folder), folder / "run")
+    stages.annotate()
+    stages.train()
+    stages.export()
+    return folder / "run" / "bundle"
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., Path]:
+    """Write a report's folder of a handmade bundle; `changes` are of its measurement, `device` of the machine."""
+
+    def write(made: Handmade, name: str, device: Mapping[str, object] | None = None, **changes: object) -> Path:
+        measured = dataclasses.replace(made.measurement, **changes)
+        there = dataclasses.replace(describe_device(), **(device or {}))
+        report = build_report([made.folder], [measured], there, "2026-11-21T00:00:00Z")
+        write_folder(tmp_path / name, report, read_reference(read_entrants([made.folder])), [measured])
+        return tmp_path / name
+
+    return write

@@ -1,11 +1,13 @@
 """The verb as a whole."""
 
 import json
+import shutil
 
 import pytest
 
 from edgestill.benchmarks.bench import run_bench
-from edgestill.benchmarks.measure import measure_artifact
+from edgestill.benchmarks.devices.local import LocalMachine
+from edgestill.benchmarks.measure import Placed, inputs_sha256, measure_artifact
 from edgestill.runtime import manifest
 from edgestill.runtime.bundle import load_bundle
 from edgestill.runtime.errors import EdgestillError, UsageError
@@ -16,45 +18,53 @@ def quiet(stage, done, total):
 
 
 @pytest.fixture(scope="module")
-def benched(bundle, tmp_path_factory):
-    """A real report that found one artifact measured already: (report, folder, stages that were run)."""
+def benched(tiny_bundle, tmp_path_factory):
+    """A real report that found one artifact measured already: (report, folder, parts that were run)."""
     out = tmp_path_factory.mktemp("report")
-    measure_artifact(bundle, "onnx", out / "samples-onnx.jsonl", quiet)
+    onnx = next(a for a in load_bundle(tiny_bundle).artifacts if a.engine == "onnx")
+    placed = Placed(LocalMachine(), str(tiny_bundle), inputs_sha256(tiny_bundle))
+    measure_artifact(placed, "student", onnx, out / "samples-onnx.jsonl", quiet)
     stages = set()
-    report, reused = run_bench([bundle], out, lambda stage, *_: stages.add(stage))
+    report, reused = run_bench([tiny_bundle], out, lambda stage, *_: stages.add(stage))
     assert not reused
     return report, out, stages
 
 
 def test_the_folder_holds_the_report_and_nothing_half_done(benched):
     _, out, _ = benched
-    assert sorted(p.name for p in out.iterdir()) == ["report.html", "report.json", "report.md", "samples.jsonl"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "report.html",
+        "report.json",
+        "report.md",
+        "rows.jsonl",
+        "samples.jsonl",
+    ]
 
 
-def test_what_an_interrupted_run_measured_is_not_measured_again(bundle, benched):
+def test_what_an_interrupted_run_measured_is_not_measured_again(benched):
     _, _, stages = benched
-    assert stages == {f"bench {a.engine}" for a in load_bundle(bundle).artifacts if a.engine != "onnx"}
+    assert stages == {"load gguf", "bench gguf", "decode gguf"}
 
 
-def test_the_same_command_again_does_nothing(bundle, benched):
+def test_the_same_command_again_does_nothing(tiny_bundle, benched):
     report, out, _ = benched
     before = (out / "report.json").stat().st_mtime_ns
     told = []
-    assert run_bench([bundle], out, lambda *line: told.append(line)) == (report, True)
+    assert run_bench([tiny_bundle], out, lambda *line: told.append(line)) == (report, True)
     assert (out / "report.json").stat().st_mtime_ns == before
     assert not told
 
 
-def test_the_report_covers_every_artifact_and_system(bundle, benched):
+def test_the_report_covers_every_artifact_and_system(tiny_bundle, benched):
     report, _, _ = benched
-    facts = load_bundle(bundle)
+    facts = load_bundle(tiny_bundle)
     names = [s.name for s in report.systems]
     for artifact in facts.artifacts:
         assert f"student {artifact.engine.upper()} {artifact.quantization}" in names
     assert names[0] == "teacher"
     assert "student torch" in names
-    assert report.bundle_sha256["student"] == manifest.sha256_file(bundle / "bundle.json")
-    assert report.conditions.rows == sum(1 for _ in manifest.read_jsonl(bundle / "reference" / "test.jsonl"))
+    assert report.bundle_sha256["student"] == manifest.sha256_file(tiny_bundle / "bundle.json")
+    assert report.conditions.rows == sum(1 for _ in manifest.read_jsonl(tiny_bundle / "reference" / "test.jsonl"))
 
 
 def test_samples_hold_every_request(benched):
@@ -85,3 +95,20 @@ def test_a_folder_that_cannot_be_made_is_one_line(handmade, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EdgestillError, match="cannot write"):
         run_bench([made.folder], tmp_path / "file" / "out", quiet)
+
+
+def test_another_device_is_another_measurement(tiny_bundle, benched, tmp_path):
+    _, out, _ = benched
+    copy = tmp_path / "report"
+    shutil.copytree(out, copy)
+    told = set()
+    report, reused = run_bench([tiny_bundle], copy, lambda part, *_: told.add(part), "constrained:1core")
+    assert not reused
+    assert told >= {"bench onnx", "bench gguf"}
+    assert [site.machine.profile for site in report.machines] == ["1 core"]
+
+
+def test_an_unknown_device_is_refused_before_anything_is_written(handmade, tmp_path):
+    with pytest.raises(UsageError, match="no device is called 'pi'"):
+        run_bench([handmade().folder], tmp_path / "out", quiet, "pi")
+    assert not (tmp_path / "out").exists()

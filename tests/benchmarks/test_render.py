@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from edgestill.benchmarks.measurement import Noise
 from edgestill.benchmarks.render import html, markdown, terminal_table
 
 ALL_RIGHT = ["yes", "no"] * 20
@@ -19,7 +20,13 @@ def test_html_is_well_formed_and_fetches_nothing(handmade):
     names = {element.tag for element in tree.iter()}
     assert not names & {"script", "link", "img", "iframe", "object", "a"}
     assert not re.search(r"https?:|url\(|@import|src=|href=|\bon[a-z]+=", text)
-    assert len(list(tree.iter("svg"))) == 2
+    labels = [svg.get("aria-label") for svg in tree.iter("svg")]
+    assert labels == [
+        "accuracy % against bytes on disk (log)",
+        "accuracy % against p50 latency (log)",
+        "latency of a request (log) by run",
+        "of these wrong, % against share of the rows answered, %",
+    ]
 
 
 def test_every_system_and_label_is_in_every_form(handmade):
@@ -100,7 +107,7 @@ def test_without_gold_and_opponents_there_is_still_a_report(handmade):
     "psi, said", [(None, "not known"), (3.0, "not contended"), (42.0, "read the times as upper bounds")]
 )
 def test_contention_is_stated(handmade, psi, said):
-    made = handmade()
-    made = dataclasses.replace(made, measurement=dataclasses.replace(made.measurement, psi_cpu_some_avg10=psi))
+    made, noise = handmade(), Noise(psi, None, None, None)
+    made = dataclasses.replace(made, measurement=dataclasses.replace(made.measurement, noise=noise))
     assert said in markdown(made.report())
     assert ("upper bounds" in terminal_table(made.report())) == (psi == 42.0)

@@ -85,7 +85,7 @@ def test_report_json_starts_with_its_schema_and_reads_back_equal(handmade, tmp_p
     manifest.save(tmp_path / "report.json", report)
     text = (tmp_path / "report.json").read_text()
     assert next(iter(json.loads(text))) == "schema"
-    assert '"edge-report/2"' in text
+    assert '"edge-report/3"' in text
     assert manifest.load(Report, tmp_path / "report.json") == report
 
 

@@ -7,9 +7,10 @@ from xml.etree import ElementTree
 import pytest
 
 from edgestill.benchmarks.bench import run_bench
-from edgestill.benchmarks.measure import inputs_sha256, write_measurement
+from edgestill.benchmarks.measure import inputs_sha256
 from edgestill.benchmarks.render import html, markdown, terminal_table
 from edgestill.benchmarks.report import Report
+from edgestill.benchmarks.samples import write_measurement
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError, UsageError
 
@@ -116,7 +117,7 @@ def test_a_report_of_several_reads_back_equal_and_names_every_bundle(two, joint,
 
 def test_the_plots_hold_what_runs_on_the_device_in_a_colour_for_each_student(two, joint):
     tree = ElementTree.fromstring(html(joint(two)))
-    for svg in tree.iter("svg"):
+    for svg in list(tree.iter("svg"))[:2]:
         names = {(e.get("class"), e.text.removesuffix(" *")) for e in svg.iter("text") if "name" in e.get("class", "")}
         assert names == {
             ("name ", "floor"),
@@ -173,7 +174,8 @@ def test_what_an_interrupted_run_measured_of_each_student_is_kept(two, tmp_path)
     report, stood = run_bench(folders, out, lambda *line: told.append(line))
     assert not stood
     assert not told
-    assert sorted(p.name for p in out.iterdir()) == ["report.html", "report.json", "report.md", "samples.jsonl"]
+    names = sorted(p.name for p in out.iterdir())
+    assert names == ["report.html", "report.json", "report.md", "rows.jsonl", "samples.jsonl"]
     assert run_bench(folders, out, quiet) == (report, True)
     students = [json.loads(line)["student"] for line in (out / "samples.jsonl").read_text().splitlines()]
     assert students == ["minilm"] * 41 + ["smollm2"] * 41
@@ -193,9 +195,9 @@ def test_a_report_of_fewer_or_of_changed_bundles_does_not_stand(two, handmade, t
 
 
 def test_the_artifact_that_fails_is_named_with_its_student(two, tmp_path):
-    with pytest.raises(EdgestillError, match="measuring minilm onnx failed"):
+    with pytest.raises(EdgestillError, match=r"measuring minilm onnx: .* failed"):
         run_bench([m.folder for m in two], tmp_path / "out", quiet)
-    with pytest.raises(EdgestillError, match="measuring onnx failed"):
+    with pytest.raises(EdgestillError, match=r"measuring onnx: .* failed"):
         run_bench([two[0].folder], tmp_path / "out", quiet)
 
 

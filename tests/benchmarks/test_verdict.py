@@ -51,3 +51,14 @@ def test_swapping_the_systems_mirrors_the_verdict(rows):
     assert back.outcome == mirrored[there.outcome]
     assert (back.only_a, back.only_b, back.p_value) == (there.only_b, there.only_a, there.p_value)
     assert back.difference.value == pytest.approx(-there.difference.value)
+
+
+def test_not_inferior_is_shown_by_the_lower_end_and_not_by_the_difference():
+    truth = ["a"] * 400
+    alike = compare(answers("A", truth), answers("B", truth), truth)
+    assert (alike.margin, alike.non_inferior) == (0.03, True)
+    few = compare(answers("A", truth[:40]), answers("B", truth[:40]), truth[:40])
+    assert not few.non_inferior, "40 rows on which both are right can hide 8.8 points"
+    worse = compare(answers("A", ["b"] * 8 + truth[8:]), answers("B", truth), truth)
+    assert worse.difference.value == pytest.approx(-0.02)
+    assert not worse.non_inferior

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgestill.runtime import decode
 from edgestill.runtime.session import Logits, Session
-from edgestill.runtime.task import load_tokenizer
+from edgestill.runtime.task import Label, Task, load_tokenizer
 
 VOCABULARY = 6
 EOS = 5
@@ -145,6 +145,29 @@ def test_greedy_never_asks_for_more_than_the_session_holds() -> None:
 @pytest.fixture(scope="module")
 def tokenizer(smollm2: Any) -> Any:
     return load_tokenizer(Path(smollm2.folder))
+
+
+def task_with(text: str, tokenizer: Any) -> Task:
+    ids = [tokenizer.encode(f" {name}").ids[0] for name in ("red", "green")]
+    labels = tuple(Label(name, "", i, f" {name}") for name, i in zip(("red", "green"), ids, strict=True))
+    suffixes = {"answer_suffix": "\nAnswer:", "rationale_suffix": None, "too_long": "refuse"}
+    return Task("classify", "Which?", labels, text, "path", **suffixes, max_text_tokens=99, bos_token_id=None,
+                eos_token_id=2)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(said=st.text(min_size=1, max_size=12).filter(str.strip))
+@pytest.mark.parametrize("template", ["What colour is it: {text}", "  Thing={text}.", "one\n\n{text}"])
+def test_a_prompt_begins_with_the_constant_prefix_of_its_task(tokenizer: Any, template: str, said: str) -> None:
+    task = task_with(template, tokenizer)
+    prefix = decode.constant_prefix(task, tokenizer)
+    assert prefix
+    ids = task.encode(tokenizer, task.fill("apple" + said))
+    assert ids[: len(prefix)] == prefix
+
+
+def test_a_template_that_begins_with_a_field_has_no_constant_prefix(tokenizer: Any) -> None:
+    assert decode.constant_prefix(task_with("{text} and more", tokenizer), tokenizer) == []
 
 
 @settings(max_examples=60, deadline=None)

@@ -57,6 +57,13 @@ def test_what_is_unknown_is_none(tmp_path: Path) -> None:
     assert (device.cpu_model, device.isa, device.ram_bytes, device.governor) == (None, (), None, None)
 
 
+def test_an_arm_machine_without_a_model_is_called_by_its_core(tmp_path: Path) -> None:
+    numbers = RASPBERRY_PI_5.partition("\nRevision")[0]
+    assert describe_device(a_root(tmp_path, {"proc/cpuinfo": numbers})).cpu_model == "Cortex-A76"
+    other = numbers.replace("0xd0b", "0x001")
+    assert describe_device(a_root(tmp_path, {"proc/cpuinfo": other})).cpu_model == "ARM implementer 0x41 part 0x001"
+
+
 def test_a_field_without_a_value_is_unknown(tmp_path: Path) -> None:
     device = describe_device(a_root(tmp_path, {"proc/cpuinfo": "model name\t:\n", "proc/meminfo": "SwapTotal: 5 kB\n"}))
     assert (device.cpu_model, device.ram_bytes) == (None, None)

@@ -1,4 +1,4 @@
-"""What `load` says about a folder that is not a bundle, before it opens anything."""
+"""What `load` says about a folder that is not a bundle, before it opens anything; what the runtime imports."""
 
 import subprocess
 import sys
@@ -40,8 +40,24 @@ def test_a_manifest_that_is_torn_old_or_short_is_refused(tmp_path: Path, text: s
         load(tmp_path)
 
 
+def python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def test_importing_the_runtime_brings_no_training_package_along() -> None:
     heavy = "{'torch', 'transformers', 'peft', 'datasets', 'openai', 'onnxruntime', 'llama_cpp'}"
-    code = f"import sys, edgestill.runtime; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert python(f"import sys, edgestill.runtime; print(sorted({heavy} & set(sys.modules)))") == "[]"
+
+
+@pytest.mark.parametrize("engine", ["onnx", "gguf"])
+def test_answering_asks_no_hub_and_imports_no_training_package(encoder_bundle: Path, engine: str) -> None:
+    heavy = "{'torch', 'transformers', 'peft', 'datasets', 'openai', 'huggingface_hub'}"
+    use = f"from edgestill.runtime import load; load({str(encoder_bundle)!r}, {engine!r}).predict('rain')"
+    assert python(f"import sys; {use}; print(sorted({heavy} & set(sys.modules)))") == "[]"
+
+
+def test_the_runtime_imports_in_less_than_300_ms_beyond_onnxruntime() -> None:
+    code = "import time; t = time.process_time(); import onnxruntime; u = time.process_time(); import edgestill.runtime"
+    seconds = [float(python(f"{code}; print(time.process_time() - u)")) for _ in range(3)]
+    assert min(seconds) < 0.3  # CPU time of this process: what else the machine does is not in it

@@ -3,8 +3,8 @@
 from collections import defaultdict
 from collections.abc import Iterator
 
+from edgestill.benchmarks.page.tables import UNKNOWN, Table, listed
 from edgestill.benchmarks.sets import SetScores
-from edgestill.benchmarks.tables import UNKNOWN, Table, listed
 from edgestill.runtime.set_metrics import LabelScore
 
 

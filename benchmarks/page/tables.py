@@ -3,12 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from edgestill.benchmarks.measurement import INVALID
 from edgestill.benchmarks.reference import AT_BUILD
-from edgestill.benchmarks.report import Report, System
-from edgestill.benchmarks.verdict import Comparison
+from edgestill.benchmarks.report import Report
+from edgestill.benchmarks.systems import System
+from edgestill.benchmarks.validity import CONTENDED_PSI_PERCENT
+from edgestill.benchmarks.verdict import MARGIN, Comparison
 from edgestill.runtime.metrics import Estimate
 
 UNKNOWN = "-"
+MOST_INTERVALS = 6  # columns of shares that have room for their intervals
 
 
 @dataclass(frozen=True)
@@ -79,27 +83,35 @@ def systems_table(report: Report) -> Table:
 
 
 def marked(system: System) -> str:
-    """The system's name, with a star when its time and memory are not from this machine and moment."""
-    return f"{system.name} *" if system.measured == AT_BUILD else system.name
+    """The system's name, with a star when time and memory are not of this machine and moment, a dagger when INVALID."""
+    star = " *" if system.measured == AT_BUILD else ""
+    return f"{system.name}{star}{' †' if system.validity == INVALID else ''}"
 
 
 def comparisons_table(report: Report) -> Table:
     """One row a paired comparison."""
-    header = ("A", "B", "A minus B, points", "only A right", "only B right", "p", "outcome for A")
+    margin = f"A at most {100 * MARGIN:g} points worse"
+    header = ("A", "B", "A minus B, points", "only A right", "only B right", "p", "outcome for A", margin)
     return Table(header, tuple(_comparison_cells(c) for c in report.comparisons))
 
 
 def _comparison_cells(c: Comparison) -> tuple[str, ...]:
     value, low, high = (100 * x + 0.0 for x in (c.difference.value, c.difference.low, c.difference.high))
     difference = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-    return c.a, c.b, difference, str(c.only_a), str(c.only_b), p_value(c.p_value), c.outcome
+    shown = "shown" if c.non_inferior else "not shown"
+    return c.a, c.b, difference, str(c.only_a), str(c.only_b), p_value(c.p_value), c.outcome, shown
 
 
 def labels_table(report: Report) -> Table:
-    """One row a label: n rows, and of these the percent that each system found."""
+    """One row a label: n rows, and of these the percent that each system found; of many systems without intervals."""
     names = list(report.labels[0].recall)
-    rows = [(line.label, str(line.n), *(percent(line.recall[name]) for name in names)) for line in report.labels]
+    cell = percent if len(names) <= MOST_INTERVALS else _share
+    rows = [(line.label, str(line.n), *(cell(line.recall[name]) for name in names)) for line in report.labels]
     return Table(("label", "n", *(f"{name} %" for name in names)), tuple(rows))
+
+
+def _share(estimate: Estimate | None) -> str:
+    return UNKNOWN if estimate is None else f"{100 * estimate.value:.1f}"
 
 
 def none_table(report: Report) -> Table | None:
@@ -110,48 +122,6 @@ def none_table(report: Report) -> Table | None:
     header = ("system", f"found, of {none.n} such rows %", f"false alarms, of {none.n_other} other rows %")
     rows = [(name, percent(found), percent(none.false_alarms[name])) for name, found in none.recall.items()]
     return Table(header, tuple(rows))
-
-
-def conditions_table(report: Report) -> Table:
-    """Name and value of everything that the numbers hold for."""
-    device, conditions = report.device, report.conditions
-    psi = conditions.psi_cpu_some_avg10
-    contended = {True: "contended", False: "not contended", None: "not known"}[conditions.contended]
-    rows = (
-        ("date", report.created),
-        ("processor", f"{device.cpu_model or 'not known'}, {device.cores_usable} usable cores, {device.machine}"),
-        ("instruction sets", ", ".join(device.isa) or "none of those that matter"),
-        ("memory", f"{short(device.ram_bytes, 1e9)} GB"),
-        ("governor", device.governor or "not known"),
-        ("system", f"{device.os}, Python {device.python}"),
-        ("threads", str(conditions.threads)),
-        ("test rows", str(conditions.rows)),
-        ("timed requests", _by_system(conditions.requests)),
-        ("rounds over the rows", _by_system(conditions.rounds)),
-        ("page cache at load", conditions.page_cache),
-        ("others waiting for the processor", contended if psi is None else f"{psi:g} % of the time ({contended})"),
-        ("energy", "not measured"),
-        ("versions here", _versions(device.packages)),
-        ("versions at build", _by_student({k: _versions(v) for k, v in conditions.build_versions.items()})),
-        ("bundle.json sha256", _by_student(report.bundle_sha256)),
-        ("test rows sha256", report.dataset_sha256),
-    )
-    return Table(("condition", "value"), rows)
-
-
-def _versions(versions: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-
-
-def _by_student(values: dict[str, str]) -> str:
-    """What all students have alike is said once."""
-    if len(set(values.values())) == 1:
-        return next(iter(values.values()))
-    return "; ".join(f"{student}: {value}" for student, value in values.items())
-
-
-def _by_system(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name}: {count}" for name, count in counts.items())
 
 
 def details_table(report: Report) -> Table:
@@ -187,6 +157,8 @@ def notes(report: Report) -> list[str]:
         "API USD per 1,000 is what the teacher's API asks for 1,000 such requests; nothing is paid per request for the "
         "others. Energy and the device itself are not priced."
     )
+    if report.invalid or report.left_out:
+        found.append(warning(report))
     if report.conditions.contended:
         found.append(contention_note(report))
     found.append(f'"{UNKNOWN}" means not measured or not known. MB are 1,000,000 bytes.')
@@ -217,10 +189,25 @@ def _worth(report: Report, system: System) -> str:
     return f"{right}, {time}, {'size not known' if system.bytes is None else short(system.bytes, 1e6) + ' MB'}"
 
 
+def warning(report: Report) -> str:
+    """What was left out, and which runs broke a rule of measuring; empty when all went well."""
+    left_out = f"Left out: {'; '.join(report.left_out)}." if report.left_out else ""
+    return " ".join(filter(None, (left_out, _invalid_note(report) if report.invalid else "")))
+
+
+def _invalid_note(report: Report) -> str:
+    told = "; ".join(f"{run.system} ({', '.join(run.reasons) or 'no reason told'})" for run in report.invalid)
+    return f"† INVALID by the clock: {told}."
+
+
 def contention_note(report: Report) -> str:
-    """One sentence for a machine that had other work to do."""
+    """One sentence for machines that had other work to do."""
     waited = report.conditions.psi_cpu_some_avg10
-    return f"The machine was contended (tasks waited {waited:g} % of the time): read the times as upper bounds."
+    if len(report.machines) == 1:
+        return f"The machine was contended (tasks waited {waited:g} % of the time): read the times as upper bounds."
+    busy = [run.machine for run in report.runs if (run.noise.psi_cpu_some_avg10 or 0) > CONTENDED_PSI_PERCENT]
+    where = listed(list(dict.fromkeys(busy)))
+    return f"Contended: {where} (tasks waited up to {waited:g} % of the time). Read the times there as upper bounds."
 
 
 def _judging_note(report: Report) -> str:
@@ -242,7 +229,8 @@ def _test_note(report: Report) -> str:
     return (
         "Comparisons are paired over the same rows: bootstrap interval of the difference and McNemar's exact test, not "
         f"corrected for the {len(report.comparisons)} comparisons. A difference counts as shown when p < 0.05 and the "
-        "interval leaves 0 out. No difference shown does not mean equal: the interval says how far apart they may be."
+        "interval leaves 0 out. No difference shown does not mean equal: the interval says how far apart they may be. "
+        f"At most {100 * MARGIN:g} points worse counts as shown when the lower end of the interval is above that."
     )
 
 

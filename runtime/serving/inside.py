@@ -1,0 +1,30 @@
+"""What the server needs of a `Student` beyond predict: its session for a while, and a reason counted in tokens."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from edgestill.runtime import decode
+from edgestill.runtime.session import Session
+from edgestill.runtime.student import Student
+
+
+@contextmanager
+def writing(student: Student) -> Iterator[tuple[Session, Any]]:
+    """(session with the whole vocabulary's logits, tokenizer); nobody else's meanwhile.
+
+    Raises:
+        EdgestillError: the student is an encoder.
+    """
+    student._must_write()
+    with student._fresh_session(writes=True) as session:
+        yield session, student._tokenizer
+
+
+def reason(student: Student, fields: Mapping[str, str], limit_tokens: int) -> tuple[str, int]:
+    """(what `Student.explain` says, its tokens)."""
+    suffix = student.task.rationale_suffix
+    with writing(student) as (session, tokenizer):
+        ids = student.task.encode(tokenizer, student.task.fill(fields), suffix)
+        tokens = list(decode.greedy(session, ids, [student.task.eos_token_id], limit_tokens))
+    return "".join(decode.text_pieces(iter(tokens), tokenizer)).strip(), len(tokens)
