@@ -1,5 +1,6 @@
 """The verb bench: measure every artifact of some bundles on a machine, write the report. Resumes after a kill."""
 
+import dataclasses
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,15 +55,16 @@ def _bench_on(
     standing = _standing_report(out / REPORT_NAME, joint_sha256(inputs), artifacts)
     if standing is not None:
         return standing, True
-    read_reference(entrants)  # what cannot be compared is not measured
+    reference = read_reference(entrants)  # what cannot be compared is not measured
     _make_folder(out)
     placed = [Placed(machine, machine.place(bundle), of) for bundle, of in zip(bundles, inputs, strict=True)]
     measurements, samples, left_out = _measure_all(entrants, placed, out, progress)
     if not measurements:
         raise left_out[0]
-    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    report = build_report(bundles, measurements, described, created, [error.message for error in left_out])
-    write_folder(out, report, asked_rows(entrants, measurements), measurements)
+    created, asked = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), asked_rows(reference, measurements)
+    report = build_report(entrants, asked, measurements, described, created, [error.message for error in left_out])
+    report = dataclasses.replace(report, inputs_sha256=joint_sha256(inputs))  # also of bundles that were left out
+    write_folder(out, report, asked, measurements)
     for file in samples:
         file.unlink()
     return report, False

@@ -1,6 +1,6 @@
 """Two reports of the same rows, an old and a new one: what became slower or worse beyond noise. Measures nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from edgestill.benchmarks.page.tables import p_value
 from edgestill.benchmarks.reference import Answers, artifact_answers
 from edgestill.benchmarks.report import Report, Site
 from edgestill.benchmarks.runs import Run
-from edgestill.benchmarks.validity import CONTENDED_PSI_PERCENT
 from edgestill.benchmarks.verdict import Comparison
 from edgestill.runtime import metrics
 from edgestill.runtime.errors import EdgestillError
 from edgestill.runtime.metrics import Estimate
+
+Key = tuple[str, str, str]
 
 FASTER, SLOWER, SAME = "faster", "slower", "the same"
 # Two runs on a quiet machine differ by a few percent; from less than this nobody should conclude.
@@ -93,11 +94,18 @@ def compare_reports(old: Path, new: Path) -> Changes:
         new=str(after.path),
         rows=len(after.reference.row_ids),
         changes=changes,
-        regressions=tuple(line for change in changes for line in _regressions(change)),
+        regressions=(*(line for change in changes for line in _regressions(change)), *_gone(olds, news, after)),
     )
 
 
-def _sides(kept: Kept) -> dict[tuple[str, str, str], _Side]:
+def _gone(olds: Mapping[Key, _Side], news: Mapping[Key, _Side], after: Kept) -> Iterator[str]:
+    """Artifacts that could no longer be measured; those that nobody asked for are no loss."""
+    if after.report.left_out:
+        missing = [side.run.system for key, side in olds.items() if key not in news]
+        yield from (f"{name} is gone: {'; '.join(after.report.left_out)}" for name in missing)
+
+
+def _sides(kept: Kept) -> dict[Key, _Side]:
     """By (student, engine, machine); student and machine are empty where the report has a single one."""
     report, sites = kept.report, {site.machine.name: site for site in kept.report.machines}
     return {
@@ -106,12 +114,12 @@ def _sides(kept: Kept) -> dict[tuple[str, str, str], _Side]:
     }
 
 
-def _key(report: Report, run: Run) -> tuple[str, str, str]:
+def _key(report: Report, run: Run) -> Key:
     several = len(report.machines) > 1
     return run.student if len(report.students) > 1 else "", run.engine, run.machine if several else ""
 
 
-def _told(sides: dict[tuple[str, str, str], _Side]) -> str:
+def _told(sides: dict[Key, _Side]) -> str:
     return ", ".join(side.run.system for side in sides.values())
 
 
@@ -137,13 +145,10 @@ def _answers(side: _Side, age: str, row_ids: Sequence[str]) -> Answers:
 def why_not_timed(old: Run, new: Run, there: Site, here: Site) -> str | None:
     """Why the two runs' clocks say nothing of the artifacts; None where they do."""
     for age, run, site in (("old", old, there), ("new", new, here)):
-        psi = run.noise.psi_cpu_some_avg10
         if site.machine.emulated:
             return f"the {age} run was emulated"
         if run.validity == INVALID:
             return f"the {age} run is INVALID: {'; '.join(run.reasons) or 'no reason told'}"
-        if psi is not None and psi > CONTENDED_PSI_PERCENT:
-            return f"the {age} run was contended: tasks waited {psi:g} % of the time"
     if _hardware(there) != _hardware(here):
         return f"other machines: {_called(there)} then, {_called(here)} now"
     if old.threads != new.threads:

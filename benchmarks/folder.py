@@ -74,7 +74,7 @@ def read_folder(path: Path) -> Kept:
     Raises:
         EdgestillError: a file is missing, is of another schema, or does not fit the others.
     """
-    place = path if path.name == REPORT_NAME or path.suffix == ".json" else path / REPORT_NAME
+    place = path if path.suffix == ".json" else path / REPORT_NAME
     report = manifest.load(Report, place)
     rows = list(manifest.read_jsonl(place.parent / ROWS_NAME))
     measurements = tuple(read_samples(place.parent / SAMPLES_NAME))

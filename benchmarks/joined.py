@@ -1,7 +1,7 @@
 """Several reports as one: devices and artifacts on the same rows. Measures nothing and needs no bundle."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from edgestill.benchmarks.folder import Kept, read_folder, write_folder
@@ -72,10 +72,20 @@ def join(kept: Sequence[Kept]) -> tuple[Report, Reference, list[Measurement]]:
         teacher_license_note=first.teacher_license_note,
         cost=first.cost,
         machines=tuple(sites),
-        left_out=tuple(dict.fromkeys(words for one in kept for words in one.report.left_out)),
+        left_out=tuple(line for n, one in enumerate(kept) for line in _left_out(one.report, n, students, places)),
     )
     reference = _reference(kept, students, len(bundles) == 1)
     return assemble(origin, reference, measurements), reference, measurements
+
+
+def _left_out(report: Report, number: int, students: Mapping[Key, str], places: Mapping[Key, str]) -> Iterator[str]:
+    """What a report left out, with its machine and student where it does not name them itself."""
+    for words in report.left_out:
+        if len(report.machines) > 1:
+            yield words
+        else:
+            names = [students[number, name] for name in report.students]
+            yield f"{' and '.join(names)} on {places[number, report.machines[0].machine.name]}: {words}"
 
 
 def check_same_rows(first: Kept, other: Kept) -> None:
@@ -86,6 +96,8 @@ def check_same_rows(first: Kept, other: Kept) -> None:
     """
     a, b = first.reference, other.reference
     hint = "name reports of bundles built from the same annotations"
+    if len(a.row_ids) != len(b.row_ids):
+        hint = "bench both with the same test rows: all, or the same rows=N"
     if a.dataset_sha256 != b.dataset_sha256:
         raise EdgestillError(
             f"{other.path} is of test rows {b.dataset_sha256[:12]}, wanted those of {first.path}: "

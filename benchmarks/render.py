@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from edgestill.benchmarks.measurement import VALID
+from edgestill.benchmarks.measurement import INVALID, VALID
 from edgestill.benchmarks.page import answer_tables, cost_words, run_tables, set_tables, tables
 from edgestill.benchmarks.page.charts import charts
 from edgestill.benchmarks.page.conditions import conditions_table
@@ -148,7 +148,7 @@ def _tiles(report: Report, main: System) -> list[tuple[str, str, str]]:
     peak = f"peak memory {tables.short(main.peak_rss_bytes, 1e6)} MB"
     return [
         (tables.metric_name(report), f"{100 * share.value:.1f} %" if share else tables.UNKNOWN, interval),
-        ("p50 latency", f"{tables.short(main.latency_p50_ms)} ms", p90),
+        (f"p50 latency{' †' if main.validity == INVALID else ''}", f"{tables.short(main.latency_p50_ms)} ms", p90),
         ("on disk", f"{tables.short(main.bytes, 1e6)} MB", peak),
         ("API price of 1,000 requests", f"{tables.usd(main.api_usd_per_1000_requests)} USD", paid),
     ]

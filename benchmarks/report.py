@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from edgestill.benchmarks.choice import Choice, best_of, candidates_of, choose
 from edgestill.benchmarks.confusion import Confused, confusions
 from edgestill.benchmarks.cost import Cost, cost_of
-from edgestill.benchmarks.entrants import Entrant, read_entrants
+from edgestill.benchmarks.entrants import Entrant
 from edgestill.benchmarks.flips import Apart, apart
 from edgestill.benchmarks.measure import joint_sha256
 from edgestill.benchmarks.measurement import INVALID, Machine, Measurement
 from edgestill.benchmarks.recall import LabelRecall, NoneOfThese, none_of_these, recall_by_label
-from edgestill.benchmarks.reference import Answers, Reference, artifact_answers, artifact_name, read_reference
+from edgestill.benchmarks.reference import Answers, Reference, artifact_answers, artifact_name
 from edgestill.benchmarks.runs import Run, summarise
 from edgestill.benchmarks.sets import SetScores, scores_by_label
 from edgestill.benchmarks.systems import System, judge
@@ -124,7 +123,8 @@ class Report:
 
 
 def build_report(
-    folders: Sequence[Path],
+    entrants: Sequence[Entrant],
+    reference: Reference,
     measurements: Sequence[Measurement],
     device: Device,
     created: str,
@@ -133,19 +133,19 @@ def build_report(
     """Compare what was measured with what the reference of the bundles holds.
 
     Args:
-        folders: the bundles, each of another student.
+        entrants: the bundles, each of another student.
+        reference: their `asked_rows`.
         measurements: one an artifact, by bundle, all made from these bundles on this device.
         device: the machine of the measurements.
         created: UTC time, ISO 8601.
         left_out: of each artifact that the machine could not run, why.
 
     Raises:
-        EdgestillError: bundles that cannot be compared, no measurement, or answers that do not cover the test rows.
+        EdgestillError: no measurement, or answers that do not cover the rows of the reference.
     """
-    entrants = read_entrants(folders)
     by_student = {entrant.bundle.student: entrant for entrant in entrants}
     if not measurements:
-        raise EdgestillError(f"nothing was measured of {folders[0]}", "run the same command again")
+        raise EdgestillError(f"nothing was measured of {entrants[0].folder}", "run the same command again")
     origin = Origin(
         name=" and ".join(dict.fromkeys(entrant.bundle.name for entrant in entrants)),
         created=created,
@@ -156,12 +156,17 @@ def build_report(
         machines=tuple(Site(machine, device, created) for machine in dict.fromkeys(m.machine for m in measurements)),
         left_out=tuple(left_out),
     )
-    return assemble(origin, asked_rows(entrants, measurements), measurements)
+    return assemble(origin, reference, measurements)
 
 
-def asked_rows(entrants: Sequence[Entrant], measurements: Sequence[Measurement]) -> Reference:
-    """The reference of the rows that the machine was asked: all test rows, or those that its name limits them to."""
-    return read_reference(entrants).only(request.row_id for request in measurements[0].requests)
+def asked_rows(reference: Reference, measurements: Sequence[Measurement]) -> Reference:
+    """The reference of the rows that the machine was asked: all test rows, or those that its name limits them to.
+
+    Rows that were asked and not answered are not left out here, so that they are missed.
+    """
+    first = measurements[0]
+    limited = first.machine.emulated and first.machine.profile is not None  # emulated:CORE,rows=N
+    return reference.only(request.row_id for request in first.requests) if limited else reference
 
 
 def assemble(origin: Origin, reference: Reference, measurements: Sequence[Measurement]) -> Report:
@@ -188,7 +193,7 @@ def assemble(origin: Origin, reference: Reference, measurements: Sequence[Measur
         machines=origin.machines,
         left_out=origin.left_out,
         systems=tuple(judge(answers, reference) for answers in rows),
-        choice=choose(candidates, reference.truth) if one_machine else None,
+        choice=choose(candidates, reference.truth) if _one_clock(origin) else None,
         comparisons=tuple(compare_all(reference, artifacts, best_of(candidates, reference.truth))),
         runs=tuple(summarise(m, a, reference) for m, a in zip(measurements, artifacts, strict=True)),
         apart=tuple(apart(reference, measurements, artifacts)),
@@ -199,6 +204,12 @@ def assemble(origin: Origin, reference: Reference, measurements: Sequence[Measur
         none=none_of_these(reference, artifacts),
         conditions=_conditions(origin, measurements, artifacts, len(reference.row_ids)),
     )
+
+
+def _one_clock(origin: Origin) -> bool:
+    """Whether the floor, timed where the bundle was built, and the artifacts were timed on a machine of one kind."""
+    (*others, site) = origin.machines
+    return not others and site.machine.transport in ("local", "constrained")
 
 
 def _conditions(

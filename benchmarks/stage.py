@@ -26,7 +26,7 @@ from edgestill.benchmarks.gauges.watch import Watch, idle_w
 from edgestill.benchmarks.measurement import Decoding, GoldenCheck, Memory, Request
 from edgestill.runtime import decode, manifest
 from edgestill.runtime.bundle import ONNX_LABELS, load_bundle, load_task
-from edgestill.runtime.device import describe_device, usable_cores
+from edgestill.runtime.device import describe_device, peak_rss_bytes, usable_cores
 from edgestill.runtime.errors import EdgestillError, UsageError
 from edgestill.runtime.task import ANSWER_ROOM_TOKENS, load_tokenizer
 
@@ -43,7 +43,7 @@ ENGINE_LIBRARIES = {"onnx": "onnxruntime", "onnx-labels": "onnxruntime", "gguf":
 
 def say(kind: str, **facts: Any) -> None:
     """One line for whoever started the stage."""
-    print(MARK + json.dumps({"kind": kind, **facts}, ensure_ascii=False), flush=True)
+    print(MARK + json.dumps({"kind": kind, **facts}), flush=True)
 
 
 def events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -81,7 +81,7 @@ def task(wanted: argparse.Namespace) -> None:
     idle = idle_w()
     student = _load(wanted)
     student.predict_text(rows[-1]["text"])
-    after_load, peak_load = memory.resident_bytes(), memory.peak_resident_bytes()
+    after_load, peak_load = memory.resident_bytes(), peak_rss_bytes()
     planned = requests_planned(rows, wanted.rounds)
     say("planned", requests=planned)
     with Watch() as watch:
@@ -93,7 +93,7 @@ def task(wanted: argparse.Namespace) -> None:
         rss_after_import_bytes=after_import,
         rss_after_load_bytes=after_load,
         peak_rss_load_bytes=peak_load,
-        peak_rss_bytes=memory.peak_resident_bytes(),
+        peak_rss_bytes=peak_rss_bytes(),
         anonymous_after_bytes=memory.anonymous_bytes(),
         pss_after_bytes=memory.proportional_bytes(),
         cgroup_peak_bytes=memory.group_peak_bytes() if wanted.own_group else None,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgestill.distill.dataset import read_records, row_id
+from edgestill.distill.teacher.parse import objects_in
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError, UsageError
 from edgestill.runtime.serving.teacher_prompt import ANSWER_KEYS, REASON_KEYS, Template, Turn
@@ -92,7 +93,7 @@ def read_asked(teacher: Path) -> Template | None:
 
 
 def _template(prompt: str, systems: set[str | None], keys: tuple[str, ...]) -> Template:
-    """The turns before an answer: with the system turn where all had the same, any where they differ or are unknown."""
+    """The turns before an answer: with the system turn where all had the same and one question, else with any."""
     before, _, after = prompt.partition("{text}")
     user = Turn("user", before, "{text}", after)
     (system,) = systems if len(systems) == 1 else (None,)
@@ -102,23 +103,25 @@ def _template(prompt: str, systems: set[str | None], keys: tuple[str, ...]) -> T
 
 
 def _system(record: Mapping[str, Any]) -> str | None:
-    """The system turn of a record's messages, "" where they have none; None of a record without messages."""
+    """The system turn of a record's messages, "" where they have none.
+
+    None of a record without messages, and where examples or other turns stand before the question.
+    """
     request = _dict(record.get("request")) or _dict(record.get("body")) or record
     messages = request.get("messages") or request.get("input")
     if not isinstance(messages, list):
         return None
-    turns = [m for m in messages if isinstance(m, dict) and m.get("role") in ("system", "developer")]
+    said = [m for m in messages if isinstance(m, dict)]
+    if sum(m.get("role") == "user" for m in said) > 1:
+        return None
+    turns = [m for m in said if m.get("role") in ("system", "developer")]
     return (_text(turns[-1].get("content")) or "").strip() if turns else ""
 
 
 def _keys(raw: str) -> tuple[str, ...]:
-    """Keys of the object that an answer is; none of another answer."""
-    try:
-        found = json.loads(raw)
-    except ValueError:
-        return ()
-    keys = tuple(key for key in _dict(found) if key in (*ANSWER_KEYS, *REASON_KEYS))
-    return keys if set(keys) & set(ANSWER_KEYS) else ()
+    """Keys of the object that holds an answer's label; none of another answer."""
+    answer = next((found for found in objects_in(raw) if set(found) & set(ANSWER_KEYS)), {})
+    return tuple(key for key in answer if key in (*ANSWER_KEYS, *REASON_KEYS))
 
 
 def _write(folder: Path, answers: list[dict[str, Any]], asked: Template) -> None:

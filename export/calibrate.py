@@ -16,6 +16,7 @@ from edgestill.runtime.metrics import expected_calibration_error
 from edgestill.runtime.task import Task
 
 MIN_ROWS = 50
+JUDGE = "teacher"  # no development row holds gold
 FOLDS = 5
 STEPS = 60  # halvings of the interval: to the last bit of a float64
 LOWEST, HIGHEST = 0.05, 20.0
@@ -26,24 +27,22 @@ Places = NDArray[np.int64]
 def calibrate(
     answers: Mapping[str, Probabilities], rows: Sequence[Mapping[str, Any]], task: Task
 ) -> Calibration | None:
-    """One temperature for each engine; None with fewer than `MIN_ROWS` judged rows.
+    """One temperature for each engine; None with fewer than `MIN_ROWS` judged rows. The judge is the teacher.
 
     Args:
         answers: by engine, the (N, L) probabilities of the first N of `rows`, as `decode.task_probabilities`.
-        rows: of dev.jsonl: gold where every row holds it, else label, the teacher's.
+        rows: of dev.jsonl, with the teacher's label.
         task: whose labels they are.
     """
     answered = rows[: min(map(len, answers.values()))]
-    judged_by, key = ("gold", "gold") if all(row.get("gold") for row in answered) else ("teacher", "label")
-    places = [i for i, row in enumerate(answered) if row.get(key) is not None]
+    places = [i for i, row in enumerate(answered) if row.get("label") is not None]
     if len(places) < MIN_ROWS:
         return None
-    truth = [rows[i][key] for i in places]
-    found = [_temperature(engine, judged_by, p[places], truth, task) for engine, p in answers.items()]
-    return Calibration(tuple(found))
+    truth = [rows[i]["label"] for i in places]
+    return Calibration(tuple(_temperature(engine, p[places], truth, task) for engine, p in answers.items()))
 
 
-def _temperature(engine: str, judged_by: str, p: Probabilities, truth: Sequence[str], task: Task) -> Temperature:
+def _temperature(engine: str, p: Probabilities, truth: Sequence[str], task: Task) -> Temperature:
     odds = log_odds(p, task.is_multilabel)
     wanted, said = _decisions(p, truth, task)
     folds = np.random.default_rng(0).permutation(len(p)) % FOLDS
@@ -58,7 +57,7 @@ def _temperature(engine: str, judged_by: str, p: Probabilities, truth: Sequence[
     )
     assert before is not None
     assert after is not None
-    return Temperature(engine, fit_temperature(odds, wanted), len(p), judged_by, before, after)
+    return Temperature(engine, fit_temperature(odds, wanted), len(p), JUDGE, before, after)
 
 
 def fit_temperature(odds: Probabilities, truth: Places) -> float:

@@ -156,7 +156,7 @@ def run(
     bundle: BundleFolder,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="What to label.")] = None,
     file: Annotated[Path | None, typer.Option("--file", metavar="ROWS", help="JSON lines of fields.")] = None,
-    engine: Annotated[str | None, typer.Option(help="onnx or gguf.")] = None,
+    engine: Annotated[str | None, typer.Option(help="onnx, gguf or onnx-labels.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: the cores this process may use.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Add the student's reason.")] = False,
     abstain_below: Annotated[

@@ -108,9 +108,13 @@ def continuation_logprobs(
 
 
 def greedy(session: Session, prompt: Sequence[int], stop_ids: Sequence[int], max_new_tokens: int) -> Iterator[int]:
-    """Token ids of the most likely continuation, until one of `stop_ids` or the limit; the stop id is not yielded."""
+    """Token ids of the most likely continuation, until one of `stop_ids` or the limit; the stop id is not yielded.
+
+    Raises:
+        EdgestillError: the session's own, for a prompt that it does not take.
+    """
     ids = list(prompt)
-    for _ in range(min(max_new_tokens, session.max_tokens - len(ids))):
+    for _ in range(min(max_new_tokens, max(1, session.max_tokens - len(ids)))):
         token = int(session.logits(ids).argmax())
         if token in stop_ids:
             return

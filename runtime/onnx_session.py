@@ -2,7 +2,7 @@
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,17 @@ class OnnxSession(Session):
 
         if tokens <= self._capacity:
             return
-        self._capacity = min(self.max_tokens, -(-tokens // STATE_STEP_TOKENS) * STATE_STEP_TOKENS)
+        capacity = min(self.max_tokens, -(-tokens // STATE_STEP_TOKENS) * STATE_STEP_TOKENS)
+        self._capacity = 0  # until all buffers are there: memory may run out half way
         for name, past in self._past.items():
-            larger = np.empty((1, past.shape[1], self._capacity, past.shape[3]), np.float32)
+            larger = np.empty((1, past.shape[1], capacity, past.shape[3]), np.float32)
             if kept:
                 larger[:, :, :kept] = self._state[name][:, :, :kept]
             self._state[name] = larger
             value = OrtValue.ortvalue_from_numpy(larger)
             self._binding.bind_ortvalue_input(name, value)
             self._binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
+        self._capacity = capacity
 
 
 class OnnxEncoderSession(Session):
@@ -104,7 +106,7 @@ class OnnxEncoderSession(Session):
         assert kept == 0
         return self._answer_padded([ids])[0]
 
-    def _continue_many(self, rows: Sequence[Sequence[int]]) -> Logits:
+    def _continue_many(self, rows: Sequence[Sequence[int]]) -> Iterator[Logits]:
         return answered_together(rows, BATCH_TOKENS, self._answer_padded)
 
     def _answer_padded(self, rows: Sequence[Sequence[int]]) -> Logits:
@@ -114,8 +116,11 @@ class OnnxEncoderSession(Session):
 
 def answered_together(
     rows: Sequence[Sequence[int]], limit_tokens: int, answer: Callable[[Sequence[Sequence[int]]], Logits]
-) -> Logits:
-    """(B, V) for B rows in their order: `answer` gets rows of about one length, `limit_tokens` with their padding."""
+) -> Iterator[Logits]:
+    """(L,) of each row in their order, all computed before the first.
+
+    `answer` gets rows of about one length, `limit_tokens` with their padding.
+    """
     waiting = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found: dict[int, Logits] = {}
     while waiting:
@@ -123,7 +128,7 @@ def answered_together(
         together = waiting[-count:]
         del waiting[-count:]
         found.update(zip(together, answer([rows[i] for i in together]), strict=True))
-    return np.stack([found[i] for i in range(len(rows))])
+    return (found[i] for i in range(len(rows)))
 
 
 def padded(rows: Sequence[Sequence[int]]) -> dict[str, NDArray[np.int64]]:

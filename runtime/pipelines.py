@@ -62,11 +62,13 @@ def pipeline(
         options: of `load`: engine, threads, max_tokens.
 
     Raises:
-        UsageError: another task.
+        UsageError: another task, or options beside a loaded student.
         EdgestillError: as `load`.
     """
     if task != TASK:
         raise UsageError(f"task {task!r}, wanted {TASK!r}", "for free text, load the bundle and call generate")
+    if isinstance(model, Student) and options:
+        raise UsageError(f"options {sorted(options)} beside a loaded student", "give them to load")
     return TextClassification(model if isinstance(model, Student) else load(model, **options), top_k)
 
 

@@ -18,9 +18,10 @@ class Prediction:
     the labels asked about, of a set each is that label's own, whatever the others are. `latency_ms` is wall time from
     text in to answer out, tokenization included; in `predict_many` that of the rows read together, over their number.
 
-    `confidence` is the calibrated probability that the answer is right, of a set that of its least certain label (see
-    `confidence.confidence`); where the bundle ships no calibration, and for other labels than the task's, it is the
-    plain probability. `abstained` says that it is below what the caller wanted; the answer is given all the same.
+    `confidence` is the calibrated probability that the answer is the teacher's, who judged the rows that it was fitted
+    to; of a set that of its least certain label (see `confidence.confidence`). Where the bundle ships no calibration,
+    and for other labels than the task's, it is the plain probability. `abstained` says that it is below what the caller
+    wanted; the answer is given all the same.
     """
 
     label: str
@@ -66,8 +67,11 @@ def checked_labels(labels: Sequence[str]) -> Sequence[str]:
     """The caller's own labels.
 
     Raises:
+        UsageError: one text, whose letters would be the labels.
         EdgestillError: none, an empty one, or one twice.
     """
+    if isinstance(labels, str):
+        raise UsageError(f"labels is the text {labels!r}, wanted a list", f"type: labels=[{labels!r}]")
     if not labels or len(set(labels)) != len(labels) or not all(label.strip() for label in labels):
         raise EdgestillError(f"labels {list(labels)!r}: wanted at least one, all different, none empty")
     return labels

@@ -4,7 +4,7 @@ Does not know prompts, labels or text; `decode` builds on this and nothing else.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,18 +59,18 @@ class Session(ABC):
         if shared >= pinned:
             return shared, pinned_was_held
         if len(ids) == pinned or list(ids[:pinned]) != self._pinned:
-            return 0, False
+            return (0 if pinned_was_held else shared), False  # a first text is one piece, whatever it shares with it
         self._continue(0, self._pinned)
         return pinned, True
 
-    def logits_many(self, rows: Sequence[Sequence[int]]) -> Logits:
-        """`logits` of B rows, each afresh: (B, V) float32; of an encoder's L outputs, (B, L).
+    def logits_many(self, rows: Sequence[Sequence[int]]) -> Iterator[Logits]:
+        """`logits` of B rows, each afresh and in order: (V,) float32 each; of an encoder's L outputs, (L,).
 
-        Up to the kernels' rounding these are the numbers of B single requests. The result holds B times V floats: pass
-        a bounded number of rows at a time.
+        Up to the kernels' rounding these are the numbers of B single requests. What is not taken may not be computed;
+        the session belongs to the iterator until it is exhausted or dropped.
 
         Raises:
-            EdgestillError: no rows, or a row that `logits` refuses; then none is computed.
+            EdgestillError: at once, no rows, or a row that `logits` refuses; then none is computed.
         """
         if not rows:
             raise EdgestillError("no rows to answer", "pass at least one")
@@ -78,13 +78,11 @@ class Session(ABC):
             self._check(ids)
         return self._continue_many(rows)
 
-    def _continue_many(self, rows: Sequence[Sequence[int]]) -> Logits:
+    def _continue_many(self, rows: Sequence[Sequence[int]]) -> Iterator[Logits]:
         """One row after the other; an engine for which it pays computes them together."""
-        found = []
         for ids in rows:
             self.forget()
-            found.append(self.logits(ids))
-        return np.stack(found)
+            yield self.logits(ids)
 
     def _check(self, ids: Sequence[int]) -> None:
         if not ids:

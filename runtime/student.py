@@ -88,6 +88,7 @@ class Student:
         Raises:
             EdgestillError: an empty text, a missing field, a text longer than a task that refuses long ones takes, or
                 other labels for an encoder.
+            UsageError: `labels` that are one text, `abstain_below` that is no probability.
         """
         start = time.perf_counter()
         return self._answer(self.task.fill(fields), labels, start, checked_threshold(abstain_below))
@@ -145,8 +146,7 @@ class Student:
 
     def _together(self, prompts: Sequence[Sequence[int]]) -> list[Prediction]:
         with self._fresh_session() as session:
-            logits = session.logits_many(prompts)
-        return [self._of_task(row) for row in logits]
+            return [self._of_task(row) for row in session.logits_many(prompts)]
 
     def explain(self, fields: Fields, max_new_tokens: int = 64) -> str:
         """The reason the student gives, generated on request only; `predict` never pays for it.
@@ -171,7 +171,10 @@ class Student:
         return "".join(self.stream(prompt, max_new_tokens))
 
     def stream(self, prompt: str, max_new_tokens: int = 64) -> Iterator[str]:
-        """`generate`, piece by piece. Other requests wait until the stream is exhausted or closed."""
+        """`generate`, piece by piece. Other requests wait until the stream is exhausted or closed.
+
+        Let one thread take it all: a request in the thread that took the last piece is refused meanwhile.
+        """
         self._must_write()
         return self._generate(self._tokenizer.encode(prompt, add_special_tokens=False).ids, max_new_tokens)
 
@@ -245,7 +248,9 @@ class Student:
     def _generate(self, ids: list[int], max_new_tokens: int) -> Iterator[str]:
         with self._fresh_session(writes=True) as session:
             tokens = decode.greedy(session, ids, [self.task.eos_token_id], max_new_tokens)
-            yield from decode.text_pieces(tokens, self._tokenizer)
+            for piece in decode.text_pieces(tokens, self._tokenizer):
+                yield piece
+                self._holder = threading.get_ident()  # a pool may take each piece in another thread
 
 
 def load(

@@ -34,7 +34,7 @@ def compare(old: Old, new: New, as_json: Json = False) -> None:
     following = f"edgestill compare {old} {new} --json"
     answer(as_json, dataclasses.asdict(found), "\n".join(change_lines(found)), following)
     if found.regressions:
-        raise GateFailed("; ".join(found.regressions), f"bench again to be sure, or keep {old}")
+        raise GateFailed("; ".join(found.regressions), f"bench again with another --out to be sure, or keep {old}")
 
 
 REPORT_VERBS = (report, compare)

@@ -60,7 +60,7 @@ class Ending:
 
 
 def ours(bundle: Path, threads: int, engine: str, whole: bool) -> Peer:
-    """`Student.predict` from token ids on: all probabilities (`whole`), or the likeliest label alone."""
+    """The steps of `Student.predict` from token ids on: all probabilities (`whole`), or the likeliest label alone."""
     from edgestill.runtime.student import load
 
     student = load(bundle, engine, threads, MAX_TOKENS)

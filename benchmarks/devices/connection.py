@@ -34,6 +34,10 @@ OPTIONS = (
     "ServerAliveInterval=15",
     "ServerAliveCountMax=4",
     "LogLevel=ERROR",
+    # what a user's own `Host *` may say and would outlive us, take ports, or replace our command
+    "ControlPersist=no",
+    "ClearAllForwardings=yes",
+    "RemoteCommand=none",
 )
 LOST = "the connection was lost"
 SAME_AGAIN = "run the same command; it goes on where it stopped"
@@ -42,7 +46,6 @@ ADVICE = (
     ("could not resolve hostname", "check the name, or add a Host of that name to ~/.ssh/config"),
     ("permission denied", "type: ssh-copy-id {host}"),
     ("host key verification failed", "type: ssh {host} and see whether its key is the right one"),
-    ("identification has changed", "type: ssh {host} and see why its key is another one"),
     ("no space left on device", "make room there"),
 )
 

@@ -18,7 +18,9 @@ from pathlib import Path
 
 from edgestill.benchmarks.devices.local import NOTHING, STAGE_MODULE, running
 from edgestill.benchmarks.devices.machine import DoesNotFit
+from edgestill.benchmarks.devices.remote import cache_folder
 from edgestill.benchmarks.gauges.memory import SYSTEM, MemoryGroup, memory_group
+from edgestill.benchmarks.gauges.pages import drop_pages
 from edgestill.benchmarks.measurement import Machine
 from edgestill.runtime.device import usable_cores
 from edgestill.runtime.errors import EdgestillError, UsageError
@@ -28,6 +30,7 @@ EXAMPLE = "write constrained:1core,512MB, constrained:2cores or constrained:512M
 NO_GROUP_HINT = (
     "run it as root, or where control groups are version 2 as: systemd-run --user --scope -p Delegate=yes edgestill ..."
 )
+FOLDER_HINT = "set EDGESTILL_CACHE to a folder on a disk with room"
 # A group can be removed a moment after its last process ended.
 REMOVAL_TRIES, REMOVAL_WAIT_S = 50, 0.02
 
@@ -92,18 +95,32 @@ class ConstrainedMachine:
         """`root` is where sys and proc are looked for.
 
         Raises:
-            EdgestillError: no control group can be made here.
+            EdgestillError: no control group can be made here, or no folder for copies.
         """
         self.facts = Machine(name, "constrained", profile=limits.profile, memory_limit_bytes=limits.memory_bytes)
         self._limits = limits
         self._parent = group_parent(root) if limits.memory_bytes else None
-        self._copies = tempfile.TemporaryDirectory(prefix="edgestill-constrained-")
+        self._copies = _folder_for_copies()
         self._numbers = itertools.count()
 
     def place(self, bundle: Path) -> str:
-        """A copy, on the disk."""
+        """A copy, on the disk, and so that it is not in memory.
+
+        Raises:
+            EdgestillError: it cannot be written, or its pages stay in memory, where no stage pays for them.
+        """
         copy = Path(self._copies.name) / str(next(self._numbers))
-        shutil.copytree(bundle, copy)
+        try:
+            shutil.copytree(bundle, copy)
+        except OSError as error:
+            why = error.args[0][0][2] if isinstance(error, shutil.Error) else error
+            raise EdgestillError(f"cannot copy {bundle} to {copy}: {why}", FOLDER_HINT) from None
+        largest = max((p for p in copy.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size, default=None)
+        if self._parent is not None and largest is not None and drop_pages(largest) is None:
+            raise EdgestillError(
+                f"files in {self._copies.name} stay in memory, as on a tmpfs; wanted one whose pages can be dropped",
+                FOLDER_HINT,
+            )
         return str(copy)
 
     @contextlib.contextmanager
@@ -144,6 +161,16 @@ class ConstrainedMachine:
     def close(self) -> None:
         """Remove the copies."""
         self._copies.cleanup()
+
+
+def _folder_for_copies() -> tempfile.TemporaryDirectory[str]:
+    """Not where temporary files go: that is often a tmpfs, whose pages are memory of whoever wrote them."""
+    folder = cache_folder() / "constrained"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=folder)
+    except OSError as error:
+        raise EdgestillError(f"cannot write below {folder}: {error.strerror}", FOLDER_HINT) from None
 
 
 @contextlib.contextmanager

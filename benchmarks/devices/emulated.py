@@ -141,8 +141,10 @@ def _root_of_core(folder: Path, name: str) -> Path:
 def _probe(command: Sequence[str]) -> dict[str, object]:
     text = Path(remote.__file__).read_text(encoding="utf-8")
     with running([*command, "-c", text, "probe", "null"], "the emulated Python", _environment("")) as lines:
-        said = next(line for line in lines if line.startswith(remote.MAGIC))
-    found: dict[str, object] = json.loads(said.removeprefix(remote.MAGIC))
+        said = [line.removeprefix(remote.MAGIC) for line in lines if line.startswith(remote.MAGIC)]
+    if not said:
+        raise EdgestillError("the emulated Python said nothing of itself", f"type: {sysroot.COMMAND}")
+    found: dict[str, object] = json.loads(said[0])
     return found
 
 

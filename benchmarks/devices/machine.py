@@ -37,7 +37,8 @@ class DeviceMachine(Protocol):
 
         Raises:
             EdgestillError: the process failed; its last line of stderr is in the message.
-            DoesNotFit: the system ended it because the machine's memory was used up.
+            DoesNotFit: the system ended it because memory was used up, as a limit counts it or, over ssh, as SIGKILL
+                lets one suppose; `local` and `emulated` do not tell it from another failure.
         """
 
     def close(self) -> None:

@@ -118,6 +118,9 @@ def unpack(wanted: dict[str, Any]) -> int:
 def stage(wanted: dict[str, Any]) -> int:
     """Run one stage in a process group of its own: {arguments, parcels: [sha256]}; it ends when the host goes away."""
     lock = _lock("stage.lock")
+    heard, told = os.pipe()
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):  # which come while `wait` below holds its lock
+        signal.signal(number, lambda *_: os.write(told, b"\n"))
     command = [sys.executable, "-m", "edgestill.benchmarks.stage", *wanted["arguments"]]
     child = subprocess.Popen(
         command,
@@ -127,9 +130,7 @@ def stage(wanted: dict[str, Any]) -> int:
         start_new_session=True,
         pass_fds=[lock],  # whoever kills this process leaves the lock with the stage
     )
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: end_group(child))
-    threading.Thread(target=_end_alone, args=(child,), daemon=True).start()
+    threading.Thread(target=_end_alone, args=(child, heard), daemon=True).start()
     code = child.wait()
     end_group(child)  # what it may have left behind
     return code if code >= 0 else 128 - code
@@ -196,18 +197,19 @@ def _lock(name: str) -> int:
     return handle
 
 
-def _wait_for_the_end() -> None:
-    """Return when stdin ends, or has been silent for long: the host is gone."""
-    while select.select([0], [], [], SILENCE_S)[0] and os.read(0, CHUNK_BYTES):
+def _wait_for_the_end(*signals: int) -> None:
+    """Return when the host is gone, which is when stdin ends or is silent for long, or when one of `signals` speaks."""
+    while select.select([0, *signals], [], [], SILENCE_S)[0] == [0] and os.read(0, CHUNK_BYTES):
         pass
 
 
-def _end_alone(child: subprocess.Popen[Any]) -> None:
-    _wait_for_the_end()
+def _end_alone(child: subprocess.Popen[Any], heard: int) -> None:
+    _wait_for_the_end(heard)
     end_group(child)
 
 
 def _refuse(message: str, hint: str) -> int:
+    print(f"{message} - {hint}", file=sys.stderr, flush=True)  # for those who read no answer, as of a stage
     say({"error": message, "hint": hint})
     return 1
 

@@ -1,16 +1,19 @@
 """A machine reached by ssh that needs nothing but python3: the bundle and all else is pushed once, by its hash."""
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from edgestill.benchmarks.devices import wheelhouse
-from edgestill.benchmarks.devices.connection import Connection
+from edgestill.benchmarks.devices.connection import SIGNALLED, Connection
+from edgestill.benchmarks.devices.machine import DoesNotFit
 from edgestill.benchmarks.devices.remote import cache_folder
 from edgestill.benchmarks.measurement import Machine
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError
 
+KILLED = SIGNALLED + signal.SIGKILL
 ROOM_FACTOR = 4  # a parcel lies there as a zip and unpacked, about three times its size, for a moment
 
 
@@ -46,7 +49,12 @@ class SshMachine:
 
     @contextmanager
     def stage(self, arguments: Sequence[str]) -> Iterator[Iterator[str]]:
-        """Run one stage there; leaving the block early ends it and all that it started."""
+        """Run one stage there; leaving the block early ends it and all that it started.
+
+        Raises:
+            EdgestillError: the connection was lost, another benchmark is at work there, the stage failed.
+            DoesNotFit: SIGKILL ended it, which is how Linux takes memory back; who sent it is not told.
+        """
         self._connection.must_stand()
         with self._connection.start("stage", {"arguments": list(arguments), "parcels": self._parcels}) as there:
             there.beat()
@@ -55,6 +63,11 @@ class SshMachine:
             for _ in lines:  # what was not read would keep it from ending
                 pass
             code = there.wait()
+            if code == KILLED:
+                raise DoesNotFit(
+                    f"was ended by SIGKILL, most likely for memory (the stage {arguments[0]} on {self.facts.name})",
+                    "stop what else runs there, or build a smaller student",
+                )
             if code != 0:
                 raise there.failure(code)
 

@@ -24,6 +24,8 @@ from edgestill.runtime.errors import EdgestillError
 WHEELS = ("numpy", "onnxruntime", "tokenizers")
 ROOMS = {"runtime": edgestill.runtime, "benchmarks": edgestill.benchmarks}
 OLDEST_MANYLINUX = 17  # manylinux2014, which is glibc 2.17 (PEP 600)
+NO_CONNECTION = ("connection broken", "Failed to establish", "Retrying")  # pip's wording
+RETRIES = 3  # more than none, whatever pip's settings say: only of a retry does pip say that there was no connection
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the same files are the same zip
 
 
@@ -100,9 +102,11 @@ def _wheel(name: str, platform: Platform, cache: Path) -> Path | None:
         arrived = next(iter(Path(arriving).glob("*.whl")), None)
         if done.returncode == 0 and arrived is not None:
             return arrived.rename(folder / arrived.name)
-    if "No matching distribution" in done.stderr:
+    offline = any(words in done.stderr for words in NO_CONNECTION)
+    if "No matching distribution" in done.stderr and not offline:
         return None
-    said = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
+    last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
+    said = "it does not reach its index" if offline else last
     raise EdgestillError(f"pip did not fetch {wanted} for {platform.name}: {said}", "see that pip works here")
 
 
@@ -111,6 +115,7 @@ def _pip(wanted: str, platform: Platform, folder: str) -> list[str]:
     tags = [word for tag in platform.tags for word in ("--platform", tag)]
     abis = [word for abi in (f"cp{python}", "abi3", "none") for word in ("--abi", abi)]
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+    command += ["--retries", str(RETRIES)]
     target = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python]
     return [*command, *target, *abis, *tags, "--dest", folder, wanted]
 

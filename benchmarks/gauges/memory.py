@@ -21,11 +21,6 @@ def resident_bytes(root: Path = SYSTEM) -> int | None:
     return _kib_line(root / "proc/self/status", "VmRSS")
 
 
-def peak_resident_bytes(root: Path = SYSTEM) -> int | None:
-    """Largest resident set since the program started (VmHWM)."""
-    return _kib_line(root / "proc/self/status", "VmHWM")
-
-
 def anonymous_bytes(root: Path = SYSTEM) -> int | None:
     """Resident pages of no file (RssAnon): what the system cannot drop and read again."""
     return _kib_line(root / "proc/self/status", "RssAnon")

@@ -55,7 +55,7 @@ class Watch:
         }
 
     def _energy(self, idle: float | None, requests: int) -> Energy:
-        if self._meter is None:
+        if self._meter is None or self._meter.joules is None:
             return Energy(None, None, None, None, None)
         gross_j, seconds = self._meter.joules, self._times[-1] - self._times[0]
         net_j = None if idle is None else gross_j - idle * seconds
@@ -76,7 +76,7 @@ class Watch:
 
 
 def idle_w(root: Path = SYSTEM, seconds: float = IDLE_S) -> float | None:
-    """Watts while this process sleeps; None, at once, where there is no source of energy."""
+    """Watts while this process sleeps; None where no source of energy tells them, at once where there is none."""
     meter = find_meter(root)
     if meter is None:
         return None
@@ -86,4 +86,4 @@ def idle_w(root: Path = SYSTEM, seconds: float = IDLE_S) -> float | None:
         time.sleep(seconds / 10)
         end = time.perf_counter()
         meter.sample(end)
-    return meter.joules / (end - start)
+    return None if meter.joules is None else meter.joules / (end - start)

@@ -23,15 +23,15 @@ def charts(report: Report) -> list[tuple[str, str]]:
 def _scatters(report: Report) -> Iterator[tuple[str, str]]:
     """The judged share against bytes on disk and against p50 latency; none where x is unknown."""
     share = tables.metric_name(report)
-    first = report.machines[0].machine.name  # a file is as large on every machine
-    size_points = _points(report, {s.name: s.bytes for s in report.systems if s.machine in (None, first)}, star=False)
+    once = {(s.student, s.kind, s.note): s for s in reversed(report.systems)}  # a file is as large on every machine
+    size_points = _points(report, {s.name: s.bytes for s in once.values()}, star=False)
     time_points = _points(report, {s.name: s.latency_p50_ms for s in report.systems}, star=True)
     level = _teacher_level(report)
     lacking = " Bases and students in torch are in the table." if len(report.students) > 1 else ""
     better = "Further left and higher is better. Bars are 95 % intervals."
     if size_points:
         svg = plot.scatter(size_points, level, "bytes on disk (log)", f"{share} %", bytes_tick)
-        there = f" Answers on {first}." if len(report.machines) > 1 else ""
+        there = " Answers on the first machine that has the file." if len(report.machines) > 1 else ""
         yield f"{share.capitalize()} against size. {better}{there}{lacking}", svg
     if time_points:
         svg = plot.scatter(time_points, level, "p50 latency (log)", f"{share} %", ms_tick)
@@ -79,8 +79,9 @@ def _styles(report: Report) -> dict[str, str]:
 
 def _latencies(report: Report) -> Iterator[tuple[str, str]]:
     styles = _styles(report)
+    marked = {system.name: tables.marked(system) for system in report.systems}
     spreads = [
-        Spread(run.system, styles[run.system], d.p10, d.p25, d.p50, d.p75, d.p90, d.p99)
+        Spread(marked[run.system], styles[run.system], d.p10, d.p25, d.p50, d.p75, d.p90, d.p99)
         for run in report.runs
         if (d := run.latency_ms).p50 is not None
     ]

@@ -17,7 +17,7 @@ def run_table(report: Report, columns: Sequence[Column]) -> Table | None:
     known = [(name, cells) for name, cells in told if set(cells) != {UNKNOWN}]
     if not known:
         return None
-    names = [run.system for run in report.runs]
+    names = [f"{run.system} †" if run.validity == INVALID else run.system for run in report.runs]
     rows = zip(names, *(cells for _, cells in known), strict=True)
     return Table(("system", *(name for name, _ in known)), tuple(rows))
 
@@ -43,8 +43,9 @@ LOADS: tuple[Column, ...] = (
     ("import s", lambda run: short(run.loads.import_s)),
     ("cold load s", lambda run: _seconds(run.loads.cold_s)),
     ("cold by", lambda run: run.loads.cold_method or UNKNOWN),
+    ("then first request ms", lambda run: _milliseconds(run.loads.cold_first_request_ms)),
     ("warm load s", lambda run: _seconds(run.loads.warm_s)),
-    ("first request ms", lambda run: short(run.loads.first_request_ms)),
+    ("warm first request ms", lambda run: short(run.loads.first_request_ms)),
 )
 SPEED: tuple[Column, ...] = (
     ("p50 ms", lambda run: short(run.latency_ms.p50)),
@@ -107,6 +108,10 @@ def gauge_tables(report: Report) -> list[tuple[str, Table | None, str]]:
     """(title, table, what to say in its place); what neither is known nor missed is left out."""
     found = [(title, run_table(report, columns), missing) for title, columns, missing in GAUGES]
     return [(title, table, missing) for title, table, missing in found if table is not None or missing]
+
+
+def _milliseconds(samples: Sequence[float]) -> str:
+    return short(median(samples)) if samples else UNKNOWN
 
 
 def _seconds(samples: Sequence[float]) -> str:

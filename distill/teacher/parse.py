@@ -100,6 +100,11 @@ def read_text(content: str, labels: Sequence[str], several: bool = False) -> Rea
     return _unusable_set(said, labels) if several and isinstance(said, list) else _unusable(said)
 
 
+def objects_in(content: str) -> list[dict[str, Any]]:
+    """The objects of an answer, wherever they stand, as `read_text` reads them: keys in small letters, in order."""
+    return _objects(_answer(content))[0]
+
+
 def _unusable(said: object) -> Reading:
     if not isinstance(said, str):
         return Reading(reason="unparsable", detail=f"label is of type {type(said).__name__}, not text")

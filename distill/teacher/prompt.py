@@ -163,15 +163,18 @@ def teacher_prompt(recipe: Recipe, recorded: Template | None = None) -> TeacherP
     """How the teacher of a recipe is asked, for who must know its questions again: first the recipe's own way.
 
     Beside it stand the other orders of label and reason, each with the instructions in a system turn and, for models
-    that know none, in the user's. `recorded` is how imported answers were asked for; it comes before all.
+    that know none, in the user's. `recorded` is how imported answers were asked for; it comes last, because it may be
+    any user turn at all.
     """
     answer, text = _keys(recipe, rationale=False), recipe.data.text
     orders = dict.fromkeys((_keys(recipe), answer, ("rationale", *answer), (*answer, "rationale")))
-    templates = [] if recorded is None else [recorded]
+    templates = list[Template]()
     for keys in orders:
         system = _instructions(recipe, keys)
         templates.append(Template((Turn("system", system), Turn("user", "", text)), keys))
         templates.append(Template((Turn("user", f"{system}\n\n", text),), keys))
+    if recorded is not None:
+        templates.append(recorded)
     return TeacherPrompt(recipe.teacher.model, tuple(templates), REPAIR)
 
 

@@ -7,7 +7,7 @@ be unmatched; nobody is answered in free words.
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,8 +157,11 @@ def _same_labels(schema: Any, task: Task) -> bool:
     return not isinstance(names, list) or sorted(map(str, names)) == sorted(task.label_names)
 
 
-def chat_pieces(student: Student, asked: ChatAsk, abstain_below: float | None = None) -> Iterator[Piece]:
+def chat_pieces(student: Student, asked: ChatAsk, abstain_below: float | None = None) -> Iterator[Piece | None]:
     """The answer, piece by piece; the label first becomes known, then the reason where one is asked for and given.
+
+    Where the label stands in it is the request's choice, so nothing is said before all is known; until then there is
+    a None for every token of the reason.
 
     An answer that abstains is the likeliest label all the same: its totals say so, and the app decides.
 
@@ -167,7 +170,7 @@ def chat_pieces(student: Student, asked: ChatAsk, abstain_below: float | None = 
     """
     prediction = student.predict(asked.fields, abstain_below=abstain_below)
     start = time.perf_counter()
-    why, reason_tokens, cut = _reason(student, asked)
+    why, reason_tokens, cut = yield from _reason(student, asked)
     reason_ms = (time.perf_counter() - start) * 1e3 if reason_tokens else 0.0
     yield from until(_pieces(prediction, why, asked, student.task), asked.stops)
     facts = {
@@ -180,14 +183,14 @@ def chat_pieces(student: Student, asked: ChatAsk, abstain_below: float | None = 
     yield Piece("", finish="length" if cut else "stop", totals=totals)
 
 
-def _reason(student: Student, asked: ChatAsk) -> tuple[str | None, int, bool]:
+def _reason(student: Student, asked: ChatAsk) -> Generator[None, None, tuple[str | None, int, bool]]:
     """(reason, its tokens, whether max_tokens cut it); None where none is asked for or the student gives none."""
     if student.task.rationale_suffix is None or not set(asked.keys) & set(REASON_KEYS):
         return None, 0, False
     limit = REASON_TOKENS if asked.max_tokens is None else min(REASON_TOKENS, asked.max_tokens - 1)
     if limit < 1:
         return "", 0, True
-    text, tokens = reason(student, asked.fields, limit)
+    text, tokens = yield from reason(student, asked.fields, limit)
     return text, tokens, tokens == limit < REASON_TOKENS
 
 

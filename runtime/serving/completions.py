@@ -74,12 +74,15 @@ def text_pieces(student: Student, asked: TextAsk) -> Iterator[Piece]:
     """The answers to all prompts in order, piece by piece.
 
     Raises:
-        EdgestillError: the student is an encoder, or a prompt is empty, too long or no text of the tokenizer.
+        EdgestillError: the student is an encoder, or a prompt is empty, too long or no text of the tokenizer; then
+            none is answered.
     """
     total = Totals(0, 0, 0.0, 0.0)
     with writing(student) as (session, tokenizer):
-        for index, prompt in enumerate(asked.prompts):
-            one = _Completion(session, tokenizer, prompt, asked, student.task.eos_token_id)
+        eos = student.task.eos_token_id
+        every = [_Completion(session, tokenizer, prompt, asked, eos) for prompt in asked.prompts]
+        for index, one in enumerate(every):
+            session.forget()  # so that each gets the answer it gets alone
             for piece in one.pieces():
                 yield replace(piece, index=index)
             total = Totals(
@@ -88,7 +91,7 @@ def text_pieces(student: Student, asked: TextAsk) -> Iterator[Piece]:
                 total.prompt_ms + one.prompt_ms,
                 total.predicted_ms + one.predicted_ms,
             )
-            last = index == len(asked.prompts) - 1
+            last = index == len(every) - 1
             yield Piece("", index=index, finish=one.finish, totals=total if last else None)
 
 
@@ -110,7 +113,7 @@ class _Completion:
                     f"token id {max(prompt)} is not one of {size}", "send ids of the student's tokenizer"
                 )
             self.ids = list(prompt)
-            parts = [self._speller.one(token) for token in prompt]
+            parts = [self._speller.next(token) for token in prompt]
             self._text = "".join(parts)
             self._offsets = list(accumulate(map(len, parts[:-1]), initial=0))
         if len(self.ids) > session.max_tokens:

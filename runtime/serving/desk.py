@@ -1,7 +1,7 @@
 """One worker at the model and a short queue before it. What a client waits for never waits for that client.
 
-Work is an iterator of results. The worker runs it to its end whatever the client does with the results, or until the
-client has gone; a slow reader holds its own connection and nothing else.
+Work is an iterator of results, and of None where it may be stopped between two. The worker runs it to its end whatever
+the client does with the results, or until the client has gone; a slow reader holds its own connection and nothing else.
 """
 
 import queue
@@ -79,7 +79,8 @@ class Ticket:
         try:
             results = self.work()
             while not self.cancelled.is_set() and (result := next(results, self)) is not self:
-                self._results.put(result)
+                if result is not None:
+                    self._results.put(result)
             if self.cancelled.is_set() and hasattr(results, "close"):
                 results.close()
         except BaseException as caught:

@@ -3,6 +3,7 @@
 The model is only touched by the desk's worker; a client that is slow, silent or gone costs its own thread.
 """
 
+import contextlib
 import hmac
 import json
 import select
@@ -38,6 +39,7 @@ class Handler(BaseHTTPRequestHandler):
     server: "StudentServer"
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "edgestill", ""
+    chunked = False
 
     def setup(self) -> None:
         """Set the time that a client may take for a part."""
@@ -73,10 +75,15 @@ class Handler(BaseHTTPRequestHandler):
     def _counted(self, answer: Callable[[str], None]) -> None:
         self.server.reading.pop(self.connection, None)
         path = urllib.parse.urlsplit(self.path).path.rstrip("/")
-        self.start, self.sent_status, self.body_read = time.monotonic(), LEFT, self.command == "GET"
+        self.start, self.sent_status = time.monotonic(), LEFT
+        with_body = "content-length" in self.headers or "transfer-encoding" in self.headers
+        self.body_read = self.command == "GET" and not with_body
+        self.close_connection |= self.command == "GET" and with_body  # unread, it would be the next request
         self.server.count_answering(1)
         try:
             self._checked(answer, path)
+            if not self.body_read:
+                self._linger()
         except (OSError, Gone):
             self.close_connection, self.sent_status = True, LEFT
         finally:
@@ -108,8 +115,6 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection |= not self.body_read
         headers = {} if refusal.retry_after_s is None else {"retry-after": str(refusal.retry_after_s)}
         self._send_json(refusal.status, refusal.body(), headers)
-        if not self.body_read:
-            self._linger()
 
     def _let_in(self, path: str) -> None:
         key = self.server.options.api_key
@@ -195,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
         self.body_read = True
         return bytes(body)
 
-    def _answer(self, reply: Reply, stream: bool, work: Callable[[], Iterator[Piece]], headers: dict[str, str]) -> None:
+    def _answer(self, reply: Reply, stream: bool, work: Callable[[], Iterator[Any]], headers: dict[str, str]) -> None:
         """Wait for the work, and send its answer whole or as it comes."""
         try:
             ticket = self.server.desk.take(work)
@@ -242,10 +247,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _begin_stream(self, headers: dict[str, str]) -> None:
-        self.sent_status = 200
+        self.sent_status, self.chunked = 200, self.request_version >= "HTTP/1.1"
+        self.close_connection |= not self.chunked  # before HTTP/1.1 a stream ends with its connection
         self.send_response(200)
-        fields = {"content-type": "text/event-stream", "cache-control": "no-cache", "transfer-encoding": "chunked"}
-        for name, value in {**fields, **headers}.items():
+        fields = {"content-type": "text/event-stream", "cache-control": "no-cache"}
+        length = {"transfer-encoding": "chunked"} if self.chunked else {"connection": "close"}
+        for name, value in {**fields, **length, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
 
@@ -253,15 +260,16 @@ class Handler(BaseHTTPRequestHandler):
         self._chunk(b"data: " + json.dumps(value).encode() + b"\n\n")
 
     def _chunk(self, data: bytes) -> None:
-        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n" if self.chunked else data)
 
     def _linger(self) -> None:
         """Read on for a moment: closing on unread bytes would take the answer away from who still sends."""
-        self.connection.shutdown(socket.SHUT_WR)
-        self.connection.settimeout(LINGER_S)
         deadline, left = time.monotonic() + LINGER_S, LINGER_BYTES
-        while left > 0 and time.monotonic() < deadline and (part := self.connection.recv(65536)):
-            left -= len(part)
+        with contextlib.suppress(OSError):  # who has left or goes on sending has been answered
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(LINGER_S)
+            while left > 0 and time.monotonic() < deadline and (part := self.connection.recv(65536)):
+                left -= len(part)
 
 
 def _ignored(keys: tuple[str, ...]) -> dict[str, str]:

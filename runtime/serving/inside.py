@@ -1,6 +1,6 @@
 """What the server needs of a `Student` beyond predict: its session for a while, and a reason counted in tokens."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,10 +21,12 @@ def writing(student: Student) -> Iterator[tuple[Session, Any]]:
         yield session, student._tokenizer
 
 
-def reason(student: Student, fields: Mapping[str, str], limit_tokens: int) -> tuple[str, int]:
-    """(what `Student.explain` says, its tokens)."""
-    suffix = student.task.rationale_suffix
+def reason(student: Student, fields: Mapping[str, str], limit_tokens: int) -> Generator[None, None, tuple[str, int]]:
+    """(what `Student.explain` says, its tokens); pauses after each token, so that the rest may be left."""
+    suffix, tokens = student.task.rationale_suffix, list[int]()
     with writing(student) as (session, tokenizer):
         ids = student.task.encode(tokenizer, student.task.fill(fields), suffix)
-        tokens = list(decode.greedy(session, ids, [student.task.eos_token_id], limit_tokens))
+        for token in decode.greedy(session, ids, [student.task.eos_token_id], limit_tokens):
+            tokens.append(token)
+            yield
     return "".join(decode.text_pieces(iter(tokens), tokenizer)).strip(), len(tokens)

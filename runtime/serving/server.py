@@ -108,16 +108,23 @@ class StudentServer(ThreadingHTTPServer):
             self._open += not full
         if full:
             self.shutdown_request(request)
-        else:
+            return
+        try:
             super().process_request(request, client_address)
+        except BaseException:  # no thread could be started for it
+            self._give_place_back()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """A connection's thread."""
         try:
             super().process_request_thread(request, client_address)
         finally:
-            with self._lock:
-                self._open -= 1
+            self._give_place_back()
+
+    def _give_place_back(self) -> None:
+        with self._lock:
+            self._open -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class's own
         """Say nothing of clients that leave; print what is our own fault."""

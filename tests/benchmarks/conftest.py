@@ -22,7 +22,7 @@ from edgestill.benchmarks.measurement import (
     Thermal,
 )
 from edgestill.benchmarks.reference import read_reference
-from edgestill.benchmarks.report import Report, build_report
+from edgestill.benchmarks.report import Report, asked_rows, build_report
 from edgestill.runtime import manifest
 from edgestill.runtime.bundle import Artifact, Bundle
 from edgestill.runtime.device import describe_device
@@ -53,7 +53,9 @@ class Handmade:
 def joint_report(made: Sequence[Handmade]) -> Report:
     """One report over several handmade bundles."""
     folders, measurements = [m.folder for m in made], [m.measurement for m in made]
-    return build_report(folders, measurements, describe_device(), "2026-11-21T00:00:00Z")
+    entrants = read_entrants(folders)
+    reference = asked_rows(read_reference(entrants), measurements)
+    return build_report(entrants, reference, measurements, describe_device(), "2026-11-21T00:00:00Z")
 
 
 @pytest.fixture
@@ -200,11 +202,20 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_rows: Callable[[P
 def written(tmp_path: Path) -> Callable[..., Path]:
     """Write a report's folder of a handmade bundle; `changes` are of its measurement, `device` of the machine."""
 
-    def write(made: Handmade, name: str, device: Mapping[str, object] | None = None, **changes: object) -> Path:
-        measured = dataclasses.replace(made.measurement, **changes)
+    def write(
+        made: Handmade,
+        name: str,
+        device: Mapping[str, object] | None = None,
+        left_out: Sequence[str] = (),
+        also: Sequence[Measurement] = (),
+        **changes: object,
+    ) -> Path:
+        measured = [dataclasses.replace(made.measurement, **changes), *also]
         there = dataclasses.replace(describe_device(), **(device or {}))
-        report = build_report([made.folder], [measured], there, "2026-11-21T00:00:00Z")
-        write_folder(tmp_path / name, report, read_reference(read_entrants([made.folder])), [measured])
+        entrants = read_entrants([made.folder])
+        reference = asked_rows(read_reference(entrants), measured)
+        report = build_report(entrants, reference, measured, there, "2026-11-21T00:00:00Z", left_out)
+        write_folder(tmp_path / name, report, reference, measured)
         return tmp_path / name
 
     return write

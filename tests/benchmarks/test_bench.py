@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 
 import pytest
 
-from edgestill.benchmarks.bench import run_bench
+from edgestill.benchmarks.bench import _bench_on, run_bench
 from edgestill.benchmarks.devices.local import LocalMachine
+from edgestill.benchmarks.entrants import read_entrants
 from edgestill.benchmarks.measure import Placed, inputs_sha256, measure_artifact
 from edgestill.runtime import manifest
 from edgestill.runtime.bundle import load_bundle
@@ -112,3 +114,15 @@ def test_an_unknown_device_is_refused_before_anything_is_written(handmade, tmp_p
     with pytest.raises(UsageError, match="no device is called 'pi'"):
         run_bench([handmade().folder], tmp_path / "out", quiet, "pi")
     assert not (tmp_path / "out").exists()
+
+
+class WithoutGguf(LocalMachine):
+    lacks: Mapping[str, str] = {"gguf": "there is no wheel for it"}
+
+
+def test_what_a_machine_cannot_run_is_said_and_the_report_stands(tiny_bundle, tmp_path):
+    entrants = read_entrants([tiny_bundle])
+    report, stood = _bench_on(WithoutGguf(), entrants, tmp_path, quiet)
+    assert ([run.engine for run in report.runs], stood) == (["onnx"], False)
+    assert report.left_out == ("gguf: there is no wheel for it",)
+    assert _bench_on(WithoutGguf(), entrants, tmp_path, quiet) == (report, True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgestill.benchmarks.compare import FASTER, SAME, SLOWER, change_lines, compare_reports, median_ratio
-from edgestill.benchmarks.measurement import INVALID, Machine, Noise
+from edgestill.benchmarks.measurement import INVALID, Machine
 from edgestill.runtime.errors import EdgestillError, GateFailed
 from edgestill.runtime.verbs_report import compare as compare_verb
 
@@ -93,7 +93,6 @@ def test_the_verb_prints_what_it_found_and_fails_the_gate_on_a_regression(handma
     ("changes", "said"),
     [
         ({"validity": INVALID, "reasons": ("throttled",)}, "the new run is INVALID: throttled"),
-        ({"noise": Noise(42.0, None, None, None)}, "the new run was contended: tasks waited 42 % of the time"),
         ({"machine": Machine("a72", "emulated", True)}, "the new run was emulated"),
         ({"threads": 1}, "other threads: 2 then, 1 now"),
         ({"machine": Machine("local", "constrained", profile="1 core")}, "other machines: .*1 core now"),
@@ -133,3 +132,11 @@ def test_the_interval_of_a_median_ratio_is_seeded_and_holds_the_median():
     assert found == median_ratio(ratios, 0)
     assert found.low < float(np.median(ratios)) == found.value < found.high
     assert median_ratio(np.ones(9), 0).low == median_ratio(np.ones(9), 0).high == 1.0
+
+
+def test_an_artifact_that_no_longer_runs_is_a_regression(handmade, written):
+    made = handmade()
+    gguf = dataclasses.replace(made.measurement, engine="gguf", path="gguf/model-q4_0.gguf")
+    before, after = written(made, "old", also=[gguf]), written(made, "new", left_out=["gguf does not fit into 100 MB"])
+    assert compare_reports(before, after).regressions == ("student GGUF q4_0 is gone: gguf does not fit into 100 MB",)
+    assert not compare_reports(before, written(made, "asked for one")).regressions

@@ -1,6 +1,8 @@
 """Fewer cores and less memory than this machine has."""
 
 import os
+import shutil
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from edgestill.benchmarks.gauges.memory import MemoryGroup
 from edgestill.benchmarks.measure import describe
 from edgestill.benchmarks.stage import events
 from edgestill.runtime.errors import EdgestillError, UsageError
+
+PADDING_BYTES = 64_000_000  # far above what the rest of a stage takes for a moment
 
 
 def can_limit_memory():
@@ -88,16 +92,57 @@ def test_where_no_group_can_be_made_the_error_says_what_to_do(tmp_path):
 
 
 @needs_groups
-def test_what_fits_is_measured_and_its_peak_is_that_of_its_own_group(tiny_bundle):
+def test_what_fits_is_measured_and_its_peak_is_that_of_its_own_group(tiny_bundle, tmp_path):
+    large = shutil.copytree(tiny_bundle, tmp_path / "large")
+    weights = next((large / "gguf").glob("*.gguf"))
+    with weights.open("ab") as file:  # the engine maps the whole file, and keeps none of it in memory of its own
+        file.write(bytes(PADDING_BYTES))
     with closing(open_machine("constrained:1core,400MB")) as machine:
-        place = machine.place(tiny_bundle)
-        assert Path(place) != tiny_bundle, "pages of a file that others have read are not charged"
-        with machine.stage(["task", place, "onnx", "--rounds", "1"]) as lines:
+        place = machine.place(large)
+        assert Path(place) != large, "pages of a file that others have read are not charged"
+        with machine.stage(["task", place, "gguf", "--rounds", "1"]) as lines:
             *_, result = events(lines)
-    peak = result["memory"]["cgroup_peak_bytes"]
-    assert result["memory"]["anonymous_after_bytes"] < peak <= 400_000_000
+    held, peak = result["memory"], result["memory"]["cgroup_peak_bytes"]
+    assert held["anonymous_after_bytes"] + 0.9 * weights.stat().st_size < peak <= 400_000_000, "its file's pages count"
     assert not Path(place).exists()
     assert not list(group_parent().folder.glob(f"edgestill-{os.getpid()}-*"))
+
+
+def test_copies_lie_where_users_keep_what_is_large_and_not_among_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGESTILL_CACHE", str(tmp_path / "cache"))
+    put(tmp_path / "bundle", {"bundle.json": "{}"})
+    with closing(open_machine("constrained:1core")) as machine:
+        place = Path(machine.place(tmp_path / "bundle"))
+        assert place.is_relative_to(tmp_path / "cache" / "constrained")
+        assert (place / "bundle.json").read_text() == "{}"
+        with pytest.raises(EdgestillError, match=r"cannot copy .*nowhere.* - set EDGESTILL_CACHE to a folder"):
+            machine.place(tmp_path / "nowhere")
+    assert not list((tmp_path / "cache" / "constrained").iterdir())
+    put(tmp_path, {"file": ""})
+    monkeypatch.setenv("EDGESTILL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(EdgestillError, match=r"cannot write below .*file/constrained: .* - set EDGESTILL_CACHE"):
+        open_machine("constrained:1core")
+
+
+@pytest.fixture
+def in_memory():
+    """A folder on a tmpfs."""
+    shared = Path("/dev/shm")
+    if not os.access(shared, os.W_OK):
+        pytest.skip("no tmpfs here to write to")
+    with tempfile.TemporaryDirectory(dir=shared) as folder:
+        yield Path(folder)
+
+
+@needs_groups
+def test_a_copy_that_stays_in_memory_is_refused_for_it_would_count_for_nobody(in_memory, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGESTILL_CACHE", str(in_memory))
+    put(tmp_path / "bundle", {"onnx/model.onnx": "x" * 100_000, "bundle.json": "{}"})
+    said = "stay in memory, as on a tmpfs; wanted one whose pages can be dropped - set EDGESTILL_CACHE to a folder"
+    with closing(open_machine("constrained:400MB")) as machine, pytest.raises(EdgestillError, match=said):
+        machine.place(tmp_path / "bundle")
+    with closing(open_machine("constrained:1core")) as machine:
+        machine.place(tmp_path / "bundle")
 
 
 @needs_groups

@@ -42,6 +42,18 @@ def test_without_a_sysroot_the_command_that_makes_one_is_said(tmp_path: Path, mo
         open_emulated("cortex-a53")
 
 
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("false", r"the emulated Python failed \(exit 1\)"),
+        ("true", "the emulated Python said nothing of itself - type"),
+    ],
+)
+def test_an_emulated_python_that_does_not_speak_is_one_line(program: str, said: str) -> None:
+    with pytest.raises(EdgestillError, match=said):
+        emulated._probe([program])
+
+
 def test_fewer_rows_are_spread_over_all_and_nothing_else_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,10 @@ def test_an_invalid_run_is_marked_wherever_its_times_are(handmade):
     for text in (html(report), markdown(report), terminal_table(report)):
         assert "student ONNX q4_0 †" in text
         assert "INVALID by the clock: student ONNX q4_0 (the machine was throttled)" in text
+    for title in ("Systems", "Loading", "Speed", "Memory"):
+        section = markdown(report).partition(f"# {title}\n")[2].partition("\n##")[0]
+        assert "student ONNX q4_0 †" in section, title
+    assert "p50 latency †" in html(report)
     assert "†" not in html(handmade().report())
 
 

@@ -1,6 +1,7 @@
 """Gauges read a made /proc and /sys, and say nothing where there is nothing to read."""
 
 import os
+import threading
 
 import pytest
 
@@ -77,6 +78,48 @@ def test_a_battery_counts_while_it_discharges(tmp_path, files, source):
     meter.sample(0.0)
     meter.sample(2.0)
     assert meter.joules == pytest.approx(10.0)
+
+
+RAPL_RANGE = f"{RAPL}/max_energy_range_uj"
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        ({f"{BATTERY}/power_now": ""}, 0.0),
+        ({f"{BATTERY}/power_now": "no data"}, 0.0),
+        ({f"{BATTERY}/status": "Charging"}, 0.0),
+        ({f"{BATTERY}/power_now": 6_000_000}, None),
+    ],
+)
+def test_a_battery_that_stops_telling_what_the_machine_takes_tells_no_energy_at_all(tmp_path, then, said):
+    put(tmp_path, {f"{BATTERY}/type": "Battery", f"{BATTERY}/status": "Discharging", f"{BATTERY}/power_now": 5_000_000})
+    first = {path: (tmp_path / path).read_text().strip() for path in then}
+    with Watch(tmp_path) as watch:
+        put(tmp_path, then)
+        watch._sample()
+        put(tmp_path, first)  # what was missed in between stays missing
+    told = watch.readings(0.0, 5)["energy"]
+    assert (set(told.values()) == {None}) is (said is not None), told
+
+
+@pytest.mark.parametrize("then", [{f"{RAPL}/energy_uj": ""}, {f"{RAPL}/energy_uj": "?"}, {f"{RAPL}/energy_uj": 1}])
+def test_a_counter_that_cannot_be_followed_tells_no_energy_at_all(tmp_path, then):
+    rapl(tmp_path, 5_000_000)
+    put(tmp_path, {RAPL_RANGE: "?"})  # so that a wrap is a riddle
+    with Watch(tmp_path) as watch:
+        put(tmp_path, then)
+        watch._sample()
+        rapl(tmp_path, 6_000_000)
+    assert set(watch.readings(0.0, 5)["energy"].values()) == {None}
+
+
+def test_idling_of_a_source_that_falls_silent_has_no_watts(tmp_path):
+    put(tmp_path, {"sys/class/hwmon/hwmon1/name": "ina219", "sys/class/hwmon/hwmon1/power1_input": 2_000_000})
+    silence = threading.Timer(0.1, put, (tmp_path, {"sys/class/hwmon/hwmon1/power1_input": ""}))
+    silence.start()
+    assert idle_w(tmp_path, 0.5) is None
+    silence.join()
 
 
 def test_heat_clock_and_throttling_are_followed(tmp_path):
@@ -158,9 +201,9 @@ def test_a_watch_tells_joules_by_request_less_those_of_idling(tmp_path):
 def test_memory_is_read_from_proc(tmp_path):
     put(tmp_path, {"proc/self/status": "Name:\tx\nVmHWM:\t  300 kB\nVmRSS:\t 200 kB\nRssAnon:\t  50 kB"})
     put(tmp_path, {"proc/self/smaps_rollup": "0-1 ---p 0 0 0 [rollup]\nRss: 200 kB\nPss:  120 kB\nPss_Anon: 5 kB"})
-    read = (memory.peak_resident_bytes, memory.resident_bytes, memory.anonymous_bytes, memory.proportional_bytes)
-    assert [gauge(tmp_path) for gauge in read] == [307_200, 204_800, 51_200, 122_880]
-    assert [gauge(tmp_path / "nowhere") for gauge in read] == [None] * 4
+    read = (memory.resident_bytes, memory.anonymous_bytes, memory.proportional_bytes)
+    assert [gauge(tmp_path) for gauge in read] == [204_800, 51_200, 122_880]
+    assert [gauge(tmp_path / "nowhere") for gauge in read] == [None] * 3
 
 
 @pytest.mark.parametrize(

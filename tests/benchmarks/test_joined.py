@@ -11,6 +11,7 @@ import pytest
 from edgestill.benchmarks.folder import read_folder
 from edgestill.benchmarks.joined import join, join_reports
 from edgestill.benchmarks.measurement import Machine
+from edgestill.benchmarks.render import html, markdown, terminal_table
 from edgestill.benchmarks.report import Origin, Report, assemble
 from edgestill.benchmarks.report_schema import SCHEMA_FILE, report_schema
 from edgestill.runtime import manifest
@@ -159,3 +160,33 @@ def test_reports_are_valid_by_the_shipped_schema_and_broken_ones_are_not(devices
     broken["runs"][0]["latency_ms"]["p50"] = "fast"
     del broken["cost"]
     assert len(list(validator.iter_errors(broken))) == 2
+
+
+def test_what_no_machine_could_run_is_said_with_its_machine(handmade, written, tmp_path):
+    made, why = handmade(), "gguf: there is no wheel of llama-cpp-python"
+    folders = [written(made, "here"), written(made, "there", ARM, machine=PI, left_out=[why])]
+    report = join_reports(folders, tmp_path / "out")
+    assert report.left_out == (f"student on pi5: {why}",)
+    for text in (terminal_table(report), html(report), markdown(report)):
+        assert "Left out: student on pi5: gguf: there is no" in " ".join(text.split())
+
+
+def test_a_lost_answer_is_missed_and_not_left_out(handmade, written):
+    made = handmade()
+    with pytest.raises(EdgestillError, match="no answer for 4 of 40 test rows"):
+        written(made, "lost", requests=made.measurement.requests[4:])
+
+
+def test_a_machine_that_was_asked_some_rows_is_judged_by_those_alone(handmade, written, tmp_path):
+    made = handmade(teacher=wrong_on(1, 9), torch=GOLD, artifact=wrong_on(0, 1, 2, 3))
+    some = tuple(request for i, request in enumerate(made.measurement.requests) if i % 2)
+    emulated = Machine("emulated:cortex-a72", "emulated", True, "qemu", "20 of 40 test rows")
+    few, whole = written(made, "few", ARM, machine=emulated, requests=some), written(made, "whole")
+    kept = read_folder(few)
+    assert kept.reference.row_ids == tuple(f"row-{i}" for i in range(1, 40, 2))
+    shares = {system.kind: system.accuracy.value for system in kept.report.systems}
+    assert shares == pytest.approx({"teacher": 0.9, "floor": 0.5, "student": 1.0, "artifact": 0.9})
+    assert kept.report.choice is None
+    assert kept.reference.dataset_sha256 != read_folder(whole).reference.dataset_sha256
+    with pytest.raises(EdgestillError, match="the same rows=N"):
+        join_reports([few, whole], tmp_path / "out")

@@ -1,10 +1,12 @@
 """The ssh machine against a real ssh server on the loopback, reached by the system's ssh client."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from small_bundle import small_bundle
 
 from edgestill.benchmarks.devices import connection, remote, wheelhouse
 from edgestill.benchmarks.devices.connection import Connection
+from edgestill.benchmarks.devices.machine import DoesNotFit
 from edgestill.benchmarks.devices.ssh import SshMachine, open_ssh
 from edgestill.benchmarks.stage import events
 from edgestill.runtime import manifest
@@ -215,6 +218,7 @@ def sleeper(device: Device, tmp_path: Path) -> str:
         "child = subprocess.Popen(['sleep', '600'])\n"
         "print('pids', os.getpid(), child.pid)\n"
         "if sys.argv[1] == 'fail': sys.exit('what went wrong')\n"
+        "if sys.argv[1] == 'full': os.kill(os.getpid(), 9)\n"
         "time.sleep(600)\n"
     )
     archive = tmp_path / "sleeper.zip"
@@ -233,6 +237,16 @@ def gone(pids: list[int], within_s: float = 15) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def all_pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def command_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    return ""
 
 
 def is_zombie(pid: int) -> bool:
@@ -258,6 +272,62 @@ def test_leaving_a_stage_early_ends_its_whole_group(device: Device, sleeper: str
         with pytest.raises(EdgestillError, match=r"device failed .*what went wrong"), machine.stage(["fail"]) as lines:
             pids = pids_of(lines)
         assert gone(pids), "what a failed stage left behind ends too"
+        full = pytest.raises(
+            DoesNotFit, match=r"^was ended by SIGKILL, most likely for memory \(the stage full on ssh:d"
+        )
+        with full, machine.stage(["full"]) as lines:
+            pids = pids_of(lines)
+        assert gone(pids)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_stage_that_is_asked_to_end_there_ends_and_gives_its_lock_back(
+    device: Device, sleeper: str, number: signal.Signals
+) -> None:
+    environment = {**os.environ, "EDGESTILL_CACHE": str(device.base.parent)}
+
+    def start(what: str) -> subprocess.Popen[str]:
+        asked = json.dumps({"arguments": [what], "parcels": [sleeper]})
+        command = [plain_python(), remote.__file__, "stage", asked]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+    with start("sleep") as first:
+        try:
+            pids = pids_of(iter(first.stdout))
+            first.send_signal(number)
+            assert first.wait(15) == connection.SIGNALLED + signal.SIGTERM
+            assert gone(pids)
+        finally:
+            first.kill()
+    with start("fail") as second:
+        assert second.wait(15) == 1
+        assert "what went wrong" in second.stderr.read()
+
+
+def test_a_stage_that_is_refused_there_says_why(device: Device, sleeper: str) -> None:
+    machine = SshMachine("ssh:device", device.connect())
+    machine._parcels = [sleeper]
+    with contextlib.closing(machine), (device.base / "stage.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = pytest.raises(EdgestillError, match=r"device failed .*: another benchmark runs there - wait until")
+        with refused, machine.stage(["sleep"]) as lines:
+            list(lines)
+
+
+def test_what_a_user_sets_for_all_hosts_does_not_reach_a_connection(device: Device, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = ["Host *", "ControlMaster auto", f"ControlPath {tmp_path}/%C", "ControlPersist 10m", "RemoteCommand sleep 9"]
+    (tmp_path / "config").write_text(
+        "\n".join([*own, f"LocalForward {port} 127.0.0.1:1", f"Include {device.client[2]}"])
+    )
+    with contextlib.closing(Connection("device", ("ssh", "-F", str(tmp_path / "config")))) as there:
+        assert there.ask("probe", None)["machine"]
+        with socket.socket() as asked:
+            assert asked.connect_ex(("127.0.0.1", port)) != 0, "a port of ours was taken"
+    assert gone([pid for pid in all_pids() if there._socket in command_of(pid)]), "the master outlived its connection"
 
 
 def test_a_killed_host_leaves_nothing_running_and_no_lock(device: Device, sleeper: str) -> None:
@@ -319,6 +389,17 @@ def test_a_platform_without_wheels_is_named_unless_the_device_has_its_own(tmp_pa
     assert len(wheelhouse.parcels(phone, ("numpy", "onnxruntime", "tokenizers"), tmp_path)) == 1, "only our rooms"
     with pytest.raises(EdgestillError, match="no wheel of tokenizers for cp312, aarch64, bionic"):
         wheelhouse.parcels(phone, ("numpy", "onnxruntime"), tmp_path)
+
+
+def test_being_offline_is_not_taken_for_a_missing_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")  # where nobody listens
+    pi = wheelhouse.Platform((3, 11), "aarch64", (2, 36))
+    with pytest.raises(EdgestillError, match=r"pip did not fetch numpy.*reach its index - see that pip works here"):
+        wheelhouse.parcels(pi, (), tmp_path)
 
 
 def test_our_rooms_are_the_same_zip_every_time(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -96,4 +97,5 @@ def test_rounds_are_shuffled_and_hold_every_row(tiny_bundle):
 
 
 def test_this_process_has_an_age():
+    assert (process_age_s() is not None) == Path("/proc/self/stat").exists()
     assert process_age_s() is None or process_age_s() > 0

@@ -41,8 +41,8 @@ def drawn_sets(rows: int, temperature: float) -> tuple[Any, list[str]]:
     return 1 / (1 + np.exp(-logits)), truth
 
 
-def judged(labels: list[str], **more: str) -> list[dict[str, str]]:
-    return [{"text": "...", "label": label, **more} for label in labels]
+def judged(labels: list[str]) -> list[dict[str, str]]:
+    return [{"text": "...", "label": label} for label in labels]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
@@ -107,16 +107,14 @@ def test_few_rows_rows_without_a_judge_and_rows_that_nobody_answered_give_none()
     assert calibrate({"onnx": probabilities}, [{"text": "..."}] * MIN_ROWS, TASK) is None
 
 
-def test_gold_judges_where_every_row_has_it() -> None:
-    probabilities, truth = drawn(400, 2.0)
-    wrong = judged(["lights"] * 400)
-    by_gold = calibrate({"onnx": probabilities}, [r | {"gold": x} for r, x in zip(wrong, truth, strict=True)], TASK)
-    by_teacher = calibrate({"onnx": probabilities}, [wrong[0] | {"gold": truth[0]}, *wrong[1:]], TASK)
-    assert by_gold.temperatures[0].judged_by == "gold"
-    assert by_gold.temperatures[0] == dataclasses.replace(
-        calibrate({"onnx": probabilities}, judged(truth), TASK).temperatures[0], judged_by="gold"
-    )
-    assert by_teacher.temperatures[0].judged_by == "teacher"
+def test_answers_that_are_certain_to_the_last_bit_do_not_outweigh_the_others() -> None:
+    probabilities, truth = drawn_sets(400, 2.0)
+    almost = np.clip(probabilities, 1e-15, 1 - 1e-15)
+    almost[:4], probabilities = [1e-15, 1 - 1e-15, 1e-15], almost.copy()
+    probabilities[:4] = [0.0, 1.0, 0.0]  # what sigmoids say that are saturated; half of them are wrong
+    truth[:4] = ["music", "music", "lights | weather", "lights | weather"]
+    found, wanted = (calibrate({"onnx": p}, judged(truth), SETS).temperatures[0] for p in (probabilities, almost))
+    assert found.temperature == pytest.approx(wanted.temperature, rel=0.1)
 
 
 def test_the_gates_hand_over_the_probabilities_that_they_measured(roberta_run: Run, roberta_bundles: Any) -> None:

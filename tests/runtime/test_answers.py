@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +192,30 @@ def test_another_thread_waits_for_a_stream(writer: Student) -> None:
     first = next(stream)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(writer.predict, "tomato")
-        assert not waiting.done()
+        with pytest.raises(TimeoutError):
+            waiting.result(0.3)
         assert first + "".join(stream) == alone
         assert waiting.result(30).label in ("red", "green")
+
+
+def test_a_stream_taken_by_another_thread_is_that_threads(writer: Student) -> None:
+    stream, alone = writer.stream("the tomato was", 8), writer.generate("the tomato was", 8)
+    said = next(stream)
+    with ThreadPoolExecutor(1) as pool, closing(stream):
+        said += pool.submit(next, stream).result(30)
+        with pytest.raises(EdgestillError, match="a stream of this student is still open in this thread"):
+            pool.submit(writer.predict, "tomato").result(5)
+        with ThreadPoolExecutor(1) as other:
+            waiting = other.submit(writer.predict, "tomato")
+            said += "".join(pool.submit(list, stream).result(30))
+            assert waiting.result(30).label in ("red", "green")
+    assert said == alone
+    assert writer.predict("tomato").label in ("red", "green")
+
+
+def test_one_text_in_place_of_a_list_of_labels_is_refused(writer: Student) -> None:
+    with pytest.raises(UsageError, match=r"labels is the text 'music', wanted a list - type: labels=\['music'\]"):
+        writer.predict("tomato", labels="music")
 
 
 def test_info_says_what_is_loaded_and_what_else_the_bundle_is_good_for(labeller: Student, writer: Student) -> None:

@@ -34,8 +34,15 @@ def test_a_set_gets_the_sigmoid_of_its_least_certain_label_held_or_not(logits, t
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
 def test_probabilities_of_exactly_nothing_and_all_stay_numbers(temperature):
-    for each_its_own in (False, True):
-        assert confidence(np.array([1.0, 0.0]), [0], each_its_own, temperature) == pytest.approx(1)
+    assert confidence(np.array([1.0, 0.0]), [0], False, temperature) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
+@pytest.mark.parametrize("saturated", [[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+def test_a_saturated_label_is_as_sure_as_the_last_bit_of_a_float_allows(saturated, temperature):
+    chosen = [place for place, p in enumerate(saturated) if p == 1]
+    wanted = 1 / (1 + 2 ** (-53 / temperature))  # 37 nats, not the 690 of the smallest float
+    assert confidence(np.array(saturated), chosen, True, temperature) == pytest.approx(wanted)
 
 
 def test_a_temperature_of_one_changes_nothing_and_a_higher_one_makes_less_sure():

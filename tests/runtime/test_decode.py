@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgestill.runtime import decode
+from edgestill.runtime.errors import EdgestillError
 from edgestill.runtime.session import Logits, Session
 from edgestill.runtime.task import Label, Task, load_tokenizer
 
@@ -140,6 +141,11 @@ def test_greedy_takes_the_likeliest_token_until_a_stop_id_or_the_limit() -> None
 def test_greedy_never_asks_for_more_than_the_session_holds() -> None:
     session = TableSession(0)
     assert len(list(decode.greedy(session, [1], [], 1000))) == session.max_tokens - 1
+
+
+def test_greedy_says_that_a_prompt_is_too_long() -> None:
+    with pytest.raises(EdgestillError, match="33 tokens, but the session holds at most 32"):
+        list(decode.greedy(TableSession(0), [1] * 33, [], 4))
 
 
 @pytest.fixture(scope="module")

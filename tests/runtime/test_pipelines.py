@@ -83,3 +83,8 @@ def test_the_score_is_the_plain_probability_of_the_bundle(ours: Any, encoder_bun
 def test_another_task_is_refused(encoder_bundle: Path) -> None:
     with pytest.raises(UsageError, match="task 'text-generation', wanted 'text-classification'"):
         pipeline("text-generation", encoder_bundle)
+
+
+def test_options_of_loading_beside_a_loaded_student_are_refused(ours: Any) -> None:
+    with pytest.raises(UsageError, match=r"options \['engine', 'threads'\] beside a loaded student - give them"):
+        pipeline("text-classification", ours.student, threads=4, engine="gguf")

@@ -17,7 +17,9 @@ from scripted_server import Answer, Call, Raw, ScriptedServer
 
 from edgestill.distill.teacher.confidence import label_probabilities
 from edgestill.runtime import Student, load
-from edgestill.runtime.serving.teacher_prompt import FILE_NAME
+from edgestill.runtime.serving.chat import chat_pieces, read_chat
+from edgestill.runtime.serving.teacher_prompt import FILE_NAME, load_teacher_prompt
+from edgestill.runtime.serving.wire import Ask
 
 TESTS = Path(__file__).resolve().parent.parent
 TEXTS = ("tomato number 1 next to a ruby", "the frog I saw on day 9 was a moss", "the lime I saw on day 3 was a grass")
@@ -140,6 +142,20 @@ def test_copies_stops_and_limits_shape_the_answer(client: httpx.Client) -> None:
     assert short["timings"]["predicted_n"] == short["usage"]["completion_tokens"]
     one = client.post("/chat/completions", json=asked(max_completion_tokens=1)).json()
     assert json.loads(one["choices"][0]["message"]["content"]) == {"rationale": "", "label": "red"}
+
+
+def test_who_leaves_stops_a_reason_at_its_next_token(tiny_student: Student) -> None:
+    prompt = load_teacher_prompt(tiny_student.folder)
+    read = read_chat(Ask(json.dumps(asked()).encode()), tiny_student.task, prompt, "tiny", strict=False)
+    steps = list(chat_pieces(tiny_student, read))
+    tokens = steps[-1].totals.completion_tokens - 1
+    assert tokens > 1
+    assert steps[:tokens] == [None] * tokens
+    assert all(piece is not None for piece in steps[tokens:])
+    leaving = chat_pieces(tiny_student, read)
+    assert next(leaving) is None
+    leaving.close()
+    assert tiny_student.predict(TEXTS[0]).label == "red"  # and the model is free again
 
 
 def test_a_stream_says_the_same_in_pieces_and_ends_with_its_usage(serve: Any) -> None:

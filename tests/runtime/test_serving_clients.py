@@ -6,15 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count, pairwise
+from itertools import count
 from typing import Any
 
 import httpx2 as httpx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from edgestill.runtime.serving.answers import Piece, until
 from edgestill.runtime.serving.desk import Busy, Desk, Gone, Late
 
 BODY = {"messages": [{"role": "user", "content": "tomato number 1 next to a ruby"}]}
@@ -71,6 +68,8 @@ def test_a_client_that_sends_half_a_body_is_told_so_in_time(serve: Any) -> None:
         slow.sendall(post("/v1/chat/completions", b'{"messages"', 500))
         assert works(server)
         assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
+        wait_until(lambda: server._answering == 0)
+        assert 'requests_total{route="/v1/chat/completions",status="408"} 1' in server.gauges.text()
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_read(serve: Any) -> None:
@@ -88,6 +87,45 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read(serve: Any) -> None:
             other.sendall(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: -5\r\n\r\n")
             assert other.recv(100).startswith(b"HTTP/1.1 400 ")
         assert works(server)
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+HIDDEN = b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "head", [f"content-length: {len(HIDDEN)}\r\n", "transfer-encoding: chunked\r\n", "content-length: 0\r\n" * 2]
+)
+@pytest.mark.parametrize(("path", "status"), [("/health", 200), ("/nothing", 404)])
+def test_the_body_of_a_get_is_not_taken_for_the_next_request(serve: Any, head: str, path: str, status: int) -> None:
+    with serve() as server, connect(server) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n{head}\r\n".encode() + HIDDEN)
+        client.shutdown(socket.SHUT_WR)
+        said = everything(client)
+        assert said.startswith(f"HTTP/1.1 {status} ".encode())
+        assert said.count(b"HTTP/1.1") == 1
+        assert b"\r\nconnection: close\r\n" in said
+        wait_until(lambda: server._answering == 0)
+        assert f'status="{status}"}} 1' in server.gauges.text()
+
+
+def test_a_client_of_http_1_0_gets_its_stream_without_chunks(serve: Any) -> None:
+    body = json.dumps({**LONG, "max_tokens": 6}).encode()
+    with serve() as server, connect(server) as old, connect(server) as new:
+        for client, version in ((old, b"HTTP/1.0\r\nconnection: keep-alive"), (new, b"HTTP/1.1\r\nconnection: close")):
+            client.sendall(post("/v1/completions", body).replace(b"HTTP/1.1", version))
+        (old_head, _, plain), (new_head, _, chunked) = (everything(c).partition(b"\r\n\r\n") for c in (old, new))
+    assert b"transfer-encoding" not in old_head
+    assert b"connection: close" in old_head
+    assert b"transfer-encoding: chunked" in new_head
+    assert chunked.endswith(b"\r\n0\r\n\r\n")
+    events = plain.decode().split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert len([json.loads(event.removeprefix("data: ")) for event in events[:-2]]) > 3
 
 
 def test_a_client_that_leaves_during_a_stream_stops_the_work_for_it(serve: Any) -> None:
@@ -172,6 +210,20 @@ def test_more_connections_than_allowed_are_closed_at_once(serve: Any) -> None:
         assert works(server)
 
 
+def test_a_connection_that_gets_no_thread_gives_its_place_back(serve: Any, capfd: Any) -> None:
+    with serve(connections=2) as server:
+        before = threading.stack_size(2**46)  # no system has that much room for a thread
+        try:
+            for _ in range(3):
+                with connect(server) as refused:
+                    assert refused.recv(1) == b""
+        finally:
+            threading.stack_size(before)
+        assert server._open == 0
+        assert works(server)
+    assert "can't start new thread" in capfd.readouterr().err
+
+
 def test_a_stop_lets_answers_under_way_finish(serve: Any) -> None:
     with serve() as server, connect(server) as client:
         begun, go_on = threading.Event(), threading.Event()
@@ -204,6 +256,23 @@ def test_work_that_fails_says_so_and_the_next_is_done() -> None:
     desk.close(5)
 
 
+def test_work_may_pause_without_a_result_and_is_cancelled_there() -> None:
+    desk, paused = Desk(waiting=1), threading.Event()
+
+    def pausing() -> Iterator[int | None]:
+        yield 1
+        while True:
+            paused.set()
+            yield None
+
+    assert list(desk.take(lambda: iter([None, 1, None, 2])).results(time.monotonic() + 5, lambda: False)) == [1, 2]
+    results = desk.take(pausing).results(time.monotonic() + 5, lambda: False)
+    assert next(results) == 1
+    assert paused.wait(5)
+    results.close()
+    wait_until(lambda: desk.inside == 0, within_s=5.0)
+
+
 def test_work_without_end_ends_when_nobody_takes_its_results() -> None:
     desk = Desk(waiting=0)
     results = desk.take(count).results(time.monotonic() + 5, lambda: False)
@@ -228,10 +297,3 @@ def test_the_desk_is_in_order_and_full_when_it_says() -> None:
     go_on.set()
     desk.close(5)
     assert desk.inside == 0
-
-
-@given(text=st.text("ab", max_size=12), cuts=st.lists(st.integers(0, 12), max_size=4), stop=st.text("ab", min_size=1))
-def test_a_text_in_pieces_ends_where_the_whole_text_would(text: str, cuts: list[int], stop: str) -> None:
-    at = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
-    pieces = [Piece(text[a:b]) for a, b in pairwise(at)]
-    assert "".join(piece.text for piece in until(pieces, (stop,))) == text.partition(stop)[0]

@@ -3,15 +3,19 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
 from encoder_runs import LABELS, encoder_task, export_section, finish_run, minilm_folder, shake, silent
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgestill.export.pack import run_export
 from edgestill.runtime import Student, load, manifest
+from edgestill.runtime.serving.answers import Piece, until
 from edgestill.runtime.serving.completions import Speller
 
 PROMPT, ANSWER = "the lime I saw on day 3 was a grass\nAnswer:", " green"
@@ -125,6 +129,33 @@ def test_prompts_that_are_none_are_refused(client: httpx.Client, body: Any) -> N
     assert refused.json()["error"]["message"]
 
 
+def test_token_ids_are_echoed_as_the_text_they_are(client: httpx.Client, tiny_student: Student) -> None:
+    text = " ☕🍅 naïve\n次は"
+    wish = {"prompt": ids_of(tiny_student, text), "echo": True, "max_tokens": 0}
+    plain = client.post("/completions", json=wish).json()["choices"][0]
+    scored = client.post("/completions", json={**wish, "logprobs": 1}).json()["choices"][0]
+    assert plain["text"] == scored["text"] == text
+    offsets = scored["logprobs"]["text_offset"]
+    assert offsets == sorted(offsets)
+    assert len(offsets) == len(wish["prompt"])
+
+
+@pytest.mark.parametrize("bad", ["", "tomato " * 2000, "half \ud800 a pair", [10**9]])
+def test_all_prompts_are_checked_before_one_is_answered(client: httpx.Client, bad: Any) -> None:
+    good = [1, 2] if isinstance(bad, list) else "a cherry"
+    wish = json.dumps({"prompt": [good, bad], "max_tokens": 4, "stream": True})
+    assert client.post("/completions", content=wish).status_code == 400
+
+
+def test_each_of_several_prompts_gets_the_numbers_it_gets_alone(client: httpx.Client) -> None:
+    prompts = [PROMPT, PROMPT + ANSWER, PROMPT + " red", "the lime I saw on day 3 was a moss"]
+    wish = {"max_tokens": 3, "logprobs": 3}
+    together = client.post("/completions", json={**wish, "prompt": prompts}).json()["choices"]
+    for prompt, choice in zip(prompts, together, strict=True):
+        alone = client.post("/completions", json={**wish, "prompt": prompt}).json()["choices"][0]
+        assert choice["logprobs"] == alone["logprobs"]
+
+
 def test_the_speller_gives_the_text_of_any_tokens_in_pieces(tiny_student: Student) -> None:
     tokenizer = tiny_student._tokenizer
     for text in (" ☕🍅 naïve\n", "plain words", "次は"):
@@ -173,3 +204,10 @@ def test_encoders_and_sets_are_served_and_write_nothing(serve: Any, sets_student
         refused = client.post("/completions", json={"prompt": "hello"})
     assert refused.status_code == 400
     assert "encoder" in refused.json()["error"]["message"]
+
+
+@given(text=st.text("ab", max_size=12), cuts=st.lists(st.integers(0, 12), max_size=4), stop=st.text("ab", min_size=1))
+def test_a_text_in_pieces_ends_where_the_whole_text_would(text: str, cuts: list[int], stop: str) -> None:
+    at = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    pieces = [Piece(text[a:b]) for a, b in pairwise(at)]
+    assert "".join(piece.text for piece in until(pieces, (stop,))) == text.partition(stop)[0]

@@ -142,6 +142,65 @@ def test_imported_answers_bring_their_prompt_along(
     assert (tmp_path / "new" / ASKED_NAME).is_file()
 
 
+def imported(folder: Path, records: list[dict[str, Any]]) -> TeacherPrompt:
+    """The prompt of a recipe over answers that were imported with the default --prompt."""
+    source = folder / "stored.jsonl"
+    source.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    import_answers(source, folder / "new")
+    return teacher_prompt(recipe(), read_asked(folder / "new" / "teacher.jsonl"))
+
+
+def test_the_recipes_own_questions_are_known_before_an_imported_prompt_that_takes_any(tmp_path: Path) -> None:
+    prompt = imported(tmp_path, [{"text": "it hums", "label": "repair"}])
+    asked = recipe()
+    request = Prompter(asked, "host", "big", first_dialect(asked)).first("it flickers")
+    (_, system), (_, user) = said(request.body["messages"])
+    for messages in ([("system", system), ("user", user)], [("user", f"{system}\n\n{user}")]):
+        found = find(prompt, messages)
+        assert found is not None
+        assert found.fields == {"text": "it flickers"}
+        assert found.keys == ("rationale", "label")
+    anything = find(prompt, [("system", "Translate."), ("user", "my car")])  # as docs/server.md says
+    assert anything is not None
+    assert (anything.fields, anything.keys) == ({"text": "my car"}, ())
+
+
+@pytest.mark.parametrize("shots", [1, 2])
+def test_imported_prompts_with_examples_before_the_question_are_known_again(tmp_path: Path, shots: int) -> None:
+    def few_shot(question: str) -> list[dict[str, str]]:
+        turns = [{"role": "system", "content": "Which colour?"}]
+        for shot in range(shots):
+            turns += [{"role": "user", "content": f"a lime {shot}"}, {"role": "assistant", "content": "green"}]
+        return [*turns, {"role": "user", "content": question}]
+
+    answer = {"role": "assistant", "content": '{"label": "repair"}'}
+    prompt = imported(tmp_path, [{"messages": [*few_shot(f"a tomato {n}"), answer]} for n in range(3)])
+    found = find(prompt, said(few_shot("my car")))
+    assert found is not None
+    assert (found.fields, found.keys) == ({"text": "my car"}, ("label",))
+
+
+@pytest.mark.parametrize(
+    ("raw", "keys"),
+    [
+        ('```json\n{"rationale": "ripe", "label": "red"}\n```', ("rationale", "label")),
+        ('{"answer": {"label": "red", "reason": "ripe"}}', ("label", "reason")),
+        ("<think>it is {ripe}</think>\nHere it is: {'label': 'red'}", ("label",)),
+        ('{"colour": "red"} {"labels": ["red"]}', ("labels",)),
+        ("Label: red", ()),
+        ('{"colour": "red"}', ()),
+        ("[1]", ()),
+    ],
+)
+def test_the_keys_of_an_imported_answer_are_read_as_the_teachers_answers_are(
+    tmp_path: Path, raw: str, keys: tuple[str, ...]
+) -> None:
+    prompt = imported(tmp_path, [{"prompt": "a tomato", "completion": raw}])
+    found = find(prompt, [("user", "my car")])
+    assert found is not None
+    assert found.keys == keys
+
+
 def test_the_prompt_survives_the_disk(tmp_path: Path) -> None:
     prompt = teacher_prompt(recipe())
     manifest.save(tmp_path / "teacher_prompt.json", prompt)

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -161,9 +162,30 @@ def test_a_text_behind_the_pinned_prefix_is_computed_in_the_same_pieces_every_ti
     assert session.pieces == [[0, 1], rest]
 
 
+@pytest.mark.parametrize("text", [[2, 2, 0, 1, 1, 2, 0, 0, 1, 2], [1, 2, 0, 1, 1, 2, 0, 0, 1, 2], [1, 2, 1, 0, 2, 0]])
+def test_a_text_that_grows_beside_a_pinned_prefix_is_computed_once(text: list[int]) -> None:
+    session = RunningSession()
+    session.pin([1, 2, 0, 1, 1, 2])
+    session.logits([1, 2, 0, 1, 1, 2, 0])
+    session.forget()
+    session.computed = 0
+    for length in range(1, len(text) + 1):
+        assert np.array_equal(session.logits(text[:length]), fresh(text[:length]))
+    assert session.computed == len(text)
+
+
 @given(rows=st.lists(IDS, min_size=1, max_size=4))
 def test_many_rows_get_the_logits_of_one_at_a_time(rows: list[list[int]]) -> None:
-    assert np.array_equal(RunningSession().logits_many(rows), np.stack([fresh(ids) for ids in rows]))
+    assert np.array_equal(list(RunningSession().logits_many(rows)), [fresh(ids) for ids in rows])
+
+
+def test_many_rows_are_computed_as_they_are_taken() -> None:
+    session = RunningSession()
+    found = session.logits_many([[1, 2], [0], [2]])
+    assert session.computed == 0
+    assert np.array_equal(next(found), fresh([1, 2]))
+    assert session.computed == 2
+    assert len(list(found)) == 2
 
 
 def test_many_rows_with_one_that_does_not_fit_cost_nothing() -> None:
@@ -217,7 +239,20 @@ def test_rows_that_go_together_are_answered_as_alone(tiny_graph: Path, engine: A
     for ids in rows:
         session.forget()
         alone.append(session.logits(ids))
-    assert session.logits_many(rows) == pytest.approx(np.stack(alone), abs=1e-4)
+    assert np.stack(list(session.logits_many(rows))) == pytest.approx(np.stack(alone), abs=1e-4)
+
+
+def test_memory_that_runs_out_half_way_leaves_no_buffers_of_mixed_sizes(tiny_graph: Path) -> None:
+    session, ids = OnnxSession(tiny_graph, threads=1, max_tokens=600), drawn(STATE_STEP_TOKENS + 9)
+    before = session.logits(ids[:9])
+    inputs = dict(session._past)
+    last = list(inputs)[-1]
+    session._past = {**inputs, last: SimpleNamespace(shape=[1, 2**31, "past", 64])}  # more than any machine has
+    with pytest.raises(MemoryError):
+        session.logits(ids)
+    session._past = inputs
+    assert session.logits(ids) == pytest.approx(OnnxSession(tiny_graph, 1, 600).logits(ids), abs=1e-4)
+    assert session.logits(ids[:9]) == pytest.approx(before, abs=1e-4)
 
 
 MEASURE = """
