@@ -112,15 +112,15 @@ def gguf_logits(path: Path, ids: list[int]) -> NDArray[np.float32]:
 
 
 def onnx_logits(path: Path, ids: list[int], first: int) -> NDArray[np.float32]:
-    """Of every position: `first` tokens at once, the others one by one over the cache."""
+    """After `first` tokens at once, and after each of the others, one by one over the cache."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     pasts = [i for i in session.get_inputs() if i.name.startswith("past")]
     past = [np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32) for i in pasts]
-    found = []
+    found, seen = [], 0
     for piece in (ids[:first], *([token] for token in ids[first:])):
-        seen = sum(map(len, found)) + len(piece)
+        seen += len(piece)
         feeds = {"input_ids": np.array([piece]), "attention_mask": np.ones((1, seen), np.int64)}
         logits, *past = session.run(None, {**feeds, **{i.name: p for i, p in zip(pasts, past, strict=True)}})
         found.append(logits[0])
@@ -145,8 +145,12 @@ def test_the_onnx_file_computes_what_transformers_computes(
     grid = to_grid(model, config, quantization)
     write_onnx(grid, tmp_path / "model.onnx", accuracy_level=0)
     wanted = torch_logits(load_grid(model, grid), ids_of())
-    for first in (TOKENS, 5, WINDOW + 9):
-        assert_alike(onnx_logits(tmp_path / "model.onnx", ids_of(), first), wanted, MAX_ERROR_ONNX)
+    for first in (1, 5, WINDOW + 9):
+        found = onnx_logits(tmp_path / "model.onnx", ids_of(), first)
+        assert_alike(found, wanted[first - 1 :], MAX_ERROR_ONNX)
+    lengths = range(TOKENS % 4, TOKENS + 1, 4)
+    at_once = [onnx_logits(tmp_path / "model.onnx", ids_of()[:n], n) for n in lengths if n]
+    assert_alike(np.concatenate(at_once), wanted[[n - 1 for n in lengths if n]], MAX_ERROR_ONNX)
 
 
 def test_the_gguf_file_computes_what_transformers_computes(model: Any, config: dict[str, Any], tmp_path: Path) -> None:
