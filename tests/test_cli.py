@@ -182,11 +182,24 @@ def test_labels_that_begin_alike_get_tokens_of_their_own_and_both_engines_answer
 
 
 def test_help_is_quick_and_names_every_verb(cli: Cli) -> None:
-    times = []
-    for _ in range(5):
+    """At most twice what the parser itself takes to import; both as quick as this machine let them be."""
+    parser, times = [], []
+    for _ in range(7):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import typer.main"], check=True)
+        parser.append(time.perf_counter() - start)
         start = time.perf_counter()
         done = cli("--help")
         times.append(time.perf_counter() - start)
     assert {"build", "annotate", "train", "export", "bench", "run", "verify", "example"} <= set(done.stdout.split())
-    assert min(times) < 0.2
+    assert min(times) < 2 * min(parser)
     assert cli().stdout == done.stdout
+
+
+def test_help_opens_no_engine_and_no_numpy() -> None:
+    code = (
+        "import sys, edgestill.runtime.cli; heavy = {'numpy', 'onnxruntime', 'tokenizers', 'jinja2', 'pydantic'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

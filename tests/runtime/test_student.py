@@ -58,6 +58,8 @@ def test_answering_asks_no_hub_and_imports_no_training_package(encoder_bundle: P
 
 
 def test_the_runtime_imports_in_less_than_300_ms_beyond_onnxruntime() -> None:
-    code = "import time; t = time.process_time(); import onnxruntime; u = time.process_time(); import edgestill.runtime"
-    seconds = [float(python(f"{code}; print(time.process_time() - u)")) for _ in range(3)]
+    code = "import time; t = time.process_time(); import onnxruntime; u = time.process_time()"
+    seconds = [
+        float(python(f"{code}; from edgestill.runtime import load; print(time.process_time() - u)")) for _ in range(3)
+    ]
     assert min(seconds) < 0.3  # CPU time of this process: what else the machine does is not in it
