@@ -21,7 +21,7 @@ Answer = Annotation | Rejection | None
 
 @dataclass(frozen=True)
 class Ledger:
-    """The manifest of an annotations folder; accepted + rejected + pending == rows, always.
+    """The manifest of an annotations folder; accepted + rejected + pending + not_selected == rows.
 
     Money is USD as decimal text, None where it is unknown, never 0 for unknown:
     - `spent_usd`, `spent_usd_by_split`, `requests`: what this run has sent and paid since its folder exists; requests
@@ -61,6 +61,7 @@ class Ledger:
     splits: dict[str, int]
     stopped: str | None
     rows_sha256: str
+    not_selected: int = 0
     schema: str = "edgestill-annotations/2"
 
     @property
@@ -92,6 +93,7 @@ class Tally:
         self.rejected: Counter[str] = Counter()
         self.splits: Counter[str] = Counter()
         self.agrees: Counter[bool] = Counter()
+        self.not_selected = 0
         self.tokens: Tokens | None = Tokens()
         self.test_tokens: Tokens | None = Tokens()
 
@@ -144,6 +146,7 @@ class Tally:
             rationales=self.rationales,
             self_agreement=_agreement(self.agrees),
             splits=dict(self.splits),
+            not_selected=self.not_selected,
             **facts,
         )
 

@@ -8,9 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from edgestill.distill.section import Section
+from edgestill.distill.select.everything import Everything
+from edgestill.distill.select.selection import Selection
+from edgestill.distill.select.table import read_selection
 from edgestill.distill.student_section import StudentSection, TrainSection
 from edgestill.distill.task_section import TaskSection
 from edgestill.distill.teacher.section import BudgetSection, TeacherSection
@@ -45,12 +57,6 @@ class DataSection(Section):
         if not template_fields(text):
             raise ValueError(f"the template {text!r} names no field; write it like {{text}}")
         return text
-
-
-class SelectSection(Section):
-    """Which annotated rows are learnt from."""
-
-    strategy: Literal["all"] = "all"
 
 
 class ExportSection(Section):
@@ -104,11 +110,16 @@ class Recipe(Section):
     data: DataSection
     teacher: TeacherSection
     budget: BudgetSection = BudgetSection()
-    select: SelectSection = SelectSection()
+    select: SerializeAsAny[Selection] = Everything()
     student: Students = StudentSection()
     train: TrainSection = TrainSection()
     export: ExportSection = ExportSection()
     bench: BenchSection = BenchSection()
+
+    @field_validator("select", mode="before")
+    @classmethod
+    def _of_the_table(cls, value: Any) -> Selection:
+        return read_selection(value)
 
     @model_validator(mode="after")
     def _price_for_a_cap(self) -> "Recipe":

@@ -37,12 +37,17 @@ class Label:
 
 @dataclass(frozen=True)
 class Task:
-    """A finished classification task, as `task.json` in the bundle holds it.
+    """A finished task, as `task.json` in the bundle holds it.
 
-    `kind` is classify, where one label answers, or multilabel, where all do whose own probability is at least
-    `threshold`, perhaps none.
+    `kind` is classify, where one label answers; multilabel, where all do whose own probability is at least
+    `threshold`, perhaps none; or generate, where the student writes the answer and there are no labels.
     `answer` is path, token or head, see `Label`; with head, `bos_token_id` and `eos_token_id` are the special tokens
     that an encoder wants around a text. `none` names the label that means "none of these", if one does.
+
+    `choices` names the field that holds a row's own list of answers, which the labels then are the letters of. Of a
+    task that generates, `match` says how an answer is compared (exact, number or f1), `answer_pattern` is the regular
+    expression that finds it in what was written, `max_answer_tokens` ends the writing; with `chain` the reason is
+    written before the answer, in one go.
     """
 
     kind: str
@@ -59,6 +64,11 @@ class Task:
     redact: tuple[str, ...] = ()
     none: str | None = None
     threshold: float = 0.5
+    choices: str | None = None
+    match: str = "exact"
+    answer_pattern: str | None = None
+    max_answer_tokens: int = 32
+    chain: bool = False
     schema: str = "edgestill-task/2"
 
     @property

@@ -3,12 +3,14 @@
 All weights are all but the word vectors: half of a small encoder, and most of what a step would have to write.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgestill.distill.base import Base
 from edgestill.distill.recipe import Recipe
@@ -68,20 +70,44 @@ class EncoderRows:
 
     def logits(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """(R, L) for R rows of token ids in one pass; no row sees another."""
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16):
+        with self._products():
             logits: torch.Tensor = self.model(rows)
         return logits
 
+    def pooled(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(R, H) for R rows of token ids in one pass."""
+        with self._products():
+            return self.model.pooled(rows).float()
+
+    def _products(self) -> torch.autocast:
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.dtype is torch.bfloat16)
+
     def answers(self, texts: Sequence[str]) -> list[str]:
         """The answer to each text as `Task.written` has it, by one forward pass a batch."""
-        said: list[str] = []
+        return [self.task.written(self.task.chosen(one)) for one in self.probabilities(texts).tolist()]
+
+    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """(R, L): what each text's labels get, shares of 1 or of a set each its own, by one forward pass a batch."""
+        outputs = self._in_batches(texts, self.logits)
+        return np.array([task_probabilities(row.numpy(), self.task) for row in outputs]).reshape(len(texts), -1)
+
+    def embeddings(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """(R, H): the pooled hidden states."""
+        pooled = self._in_batches(texts, self.pooled)
+        return torch.stack(pooled).double().numpy() if pooled else np.zeros((0, self.model.trunk.config.hidden_size))
+
+    def _in_batches(
+        self, texts: Sequence[str], run: Callable[[Sequence[Sequence[int]]], torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """A row of what `run` gives for each text, without gradients; the model is left as it was."""
+        was_training, found = self.model.training, list[torch.Tensor]()
         self.model.eval()
         with torch.no_grad():
             for start in range(0, len(texts), EVALUATION_ROWS):
-                rows = [self.task.encode(self.tokenizer, text) for text in texts[start : start + EVALUATION_ROWS]]
-                chances = [task_probabilities(row.numpy(), self.task).tolist() for row in self.logits(rows)]
-                said += [self.task.written(self.task.chosen(one)) for one in chances]
-        return said
+                batch = [self.task.encode(self.tokenizer, text) for text in texts[start : start + EVALUATION_ROWS]]
+                found += list(run(batch))
+        self.model.train(was_training)
+        return found
 
 
 class EncoderLearner(EncoderRows):

@@ -4,11 +4,13 @@ The head is applied where there is loss only: over all tokens it would be a fift
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgestill.distill.base import Base
 from edgestill.distill.recipe import Recipe
@@ -52,14 +54,27 @@ class CausalRows:
 
     def answers(self, texts: Sequence[str]) -> list[str]:
         """The likeliest label of each text, by one forward pass a batch."""
+        return [self.task.labels[i].name for i in self.probabilities(texts).argmax(-1)]
+
+    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """(R, L): what each text's labels get at the answer's position, by one forward pass a batch."""
         head = self.head[[label.token_id for label in self.task.labels]]
-        best: list[int] = []
+        chances = [(hidden @ head.t()).float().softmax(-1).double() for hidden in self._of_questions(texts)]
+        return torch.cat(chances).numpy() if chances else np.zeros((0, len(head)))
+
+    def embeddings(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """(R, H): the hidden state that each text's answer is read from."""
+        found = [hidden.double() for hidden in self._of_questions(texts)]
+        return torch.cat(found).numpy() if found else np.zeros((0, self.head.shape[1]))
+
+    def _of_questions(self, texts: Sequence[str]) -> Iterator[torch.Tensor]:
+        """(rows of the batch, H) of each batch, in order; the model is as it was before when they are exhausted."""
+        was_training = self.causal.training
         self.causal.eval()
         with torch.no_grad():
             for start in range(0, len(texts), EVALUATION_ROWS):
-                packed = pack([self.question(text) for text in texts[start : start + EVALUATION_ROWS]])
-                best += (self.hidden(packed) @ head.t()).argmax(-1).tolist()
-        return [self.task.labels[i].name for i in best]
+                yield self.hidden(pack([self.question(text) for text in texts[start : start + EVALUATION_ROWS]]))
+        self.causal.train(was_training)
 
     @property
     def head(self) -> torch.Tensor:

@@ -65,6 +65,10 @@ class Encoder(torch.nn.Module):
 
         They lie one after the other in one sequence of T tokens; no row sees another.
         """
+        return self.classify(self.pooled(rows)).float()
+
+    def pooled(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(R, H) for R rows of token ids: what the head classifies."""
         owner = torch.tensor([number for number, ids in enumerate(rows) for _ in ids])
         positions = torch.tensor([[place for ids in rows for place in range(len(ids))]])
         ids = torch.tensor([[token for ids in rows for token in ids]])
@@ -72,7 +76,7 @@ class Encoder(torch.nn.Module):
         hidden = self.trunk(
             input_ids=ids, position_ids=positions + self.first_position, blocks=blocks
         ).last_hidden_state[0]
-        return self.classify(self.pool(hidden, owner)).float()
+        return self.pool(hidden, owner)
 
     def pool(self, hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """(T, H) hidden states -> (R, H)."""
