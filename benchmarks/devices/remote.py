@@ -137,15 +137,23 @@ def stage(wanted: dict[str, Any]) -> int:
 
 
 def unpack_parcel(root: Path, sha256: str, archive: Path) -> None:
-    """Unzip `archive` into `root/parcels/SHA256`, named so when all of it is there, beside the hashes of its files."""
+    """Unzip `archive` into `root/parcels/SHA256`, named so when all of it is there, beside the hashes of its files.
+
+    One process at a time: another that wants the same parcel waits, and finds it there.
+    """
     folder = root / "parcels" / sha256
-    partial = folder.with_name(sha256 + ".partial")
-    shutil.rmtree(str(partial), ignore_errors=True)
-    with zipfile.ZipFile(str(archive)) as packed:
-        packed.extractall(str(partial))
-    (root / "parcels" / (sha256 + ".json")).write_text(json.dumps(_tree(partial)), encoding="utf-8")
-    shutil.rmtree(str(folder), ignore_errors=True)
-    partial.replace(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(sha256 + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if unpacked(root, sha256):
+            return
+        partial = folder.with_name(sha256 + ".partial")
+        shutil.rmtree(str(partial), ignore_errors=True)
+        with zipfile.ZipFile(str(archive)) as packed:
+            packed.extractall(str(partial))
+        folder.with_name(sha256 + ".json").write_text(json.dumps(_tree(partial)), encoding="utf-8")
+        shutil.rmtree(str(folder), ignore_errors=True)
+        partial.replace(folder)
 
 
 def unpacked(root: Path, sha256: str) -> bool:

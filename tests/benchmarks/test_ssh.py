@@ -369,6 +369,22 @@ def test_an_unpacked_parcel_that_was_changed_is_seen(device: Device, sleeper: st
         assert there.ask("absent", {"parcels": [sleeper]})["absent"] == [sleeper]
 
 
+def test_processes_that_unpack_the_same_parcel_at_once_do_not_break_each_other(tmp_path: Path) -> None:
+    archive = tmp_path / "many.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for number in range(400):
+            packed.writestr(f"room/{number}.py", f"value = {number}")
+    sha256 = remote.file_sha256(archive)
+    code = (
+        "import sys; from pathlib import Path; from edgestill.benchmarks.devices import remote; "
+        "remote.unpack_parcel(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "root"), sha256, str(archive)]
+    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate()[1] for process in started] == [""] * 4
+    assert remote.unpacked(tmp_path / "root", sha256)
+
+
 def test_a_bundle_answers_on_a_device_that_has_nothing_but_python3(device: Device, small: Path) -> None:
     with contextlib.closing(open_ssh("device", device.client)) as machine:
         place = machine.place(small)
