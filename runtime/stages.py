@@ -120,7 +120,7 @@ def _tokens_trained(run: Any) -> str:
     words = f"{facts['computed_tokens']:,} tokens trained in {facts['seconds']:.0f} s ({facts['tokens_per_s']:.0f}/s)"
     if run.grid is None:
         return words
-    kept, nearest = (run.grid[name]["labels_kept"] for name in ("trained", "nearest"))
+    kept, nearest = (run.grid[name]["labels_kept"] for name in (run.grid["shipped"], "nearest"))
     return f"{words}; on the grid {kept:.1%} of dev labels kept, to nearest {nearest:.1%}, {run.grid['seconds']:.0f} s"
 
 

@@ -1,14 +1,14 @@
 """Quantization-aware distillation: a trained student learns, on the q4_0 grid, to answer as it did in float32.
 
 First every layer is rounded so that its outputs change least (`gptq`); then what the grid does not round, norms and
-biases, learns through the rounded layers by the divergence from the student's own float32 answers. What is saved are
-codes and scales: nobody rounds again.
+biases, learns through the rounded layers by the divergence from the student's own float32 answers, and is kept as
+learnt where that brought held-out rows nearer. What is saved are codes and scales: nobody rounds again.
 """
 
 import random
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ MOST_ROWS, BATCH_ROWS, PASS_ROWS, LEARNING_RATE = 512, 32, 8, 2e-3
 class OnGrid:
     """What putting a student on the grid measured (grid.json); `inputs_sha256` names everything that it depended on.
 
-    Gaps of three students: `nearest` rounds each weight on its own, `compensated` is GPTQ's, `trained` ships.
+    Gaps of three students: `nearest` rounds each weight on its own, `compensated` is GPTQ's, `trained` has learnt
+    there. `shipped` names which of the last two is nearer on the development rows, and is saved.
     """
 
     inputs_sha256: str
@@ -49,6 +50,7 @@ class OnGrid:
     nearest: Gap
     compensated: Gap
     trained: Gap
+    shipped: str
     calibration_tokens: int
     rounding_s: float
     rows: int
@@ -104,7 +106,7 @@ def put_on_grid(
     Args:
         plan: of the student that was trained.
         pairs: training rows, of which up to 512 are drawn; their answers say where loss is, not what is right.
-        dev: rows on which the gaps are measured; nothing is chosen by them.
+        dev: rows on which the gaps are measured, and by which it is chosen whether what was learnt is kept.
         weights: the trained student's folder.
         inputs_sha256: recorded, so that the caller can tell whether the grid is still the wanted one.
         progress: told (tokens so far, all) after each step of training.
@@ -119,14 +121,18 @@ def put_on_grid(
     rows, held_out = _answered(student, drawn, dev)
     rounding = Rounding(student)
     rounded = _round(rounding, drawn, held_out)
+    before = {name: value.detach().clone() for name, value in rounding.plain.items()}
     learner = GridLearner(student, rounding.plain.values())
     checkpoint = Checkpoint(folder / CHECKPOINT_NAME, inputs_sha256, checkpoint_s)
     loop = Training[GridRow](learner, rows, _settings(student.train), checkpoint, learner.rates)
     state = loop.run(progress)
+    trained = gap(student, held_out)
+    shipped = keep_nearer(rounding, before, rounded["compensated"], trained)
     facts = OnGrid(
         inputs_sha256,
         **rounded,
-        trained=gap(student, held_out),
+        trained=trained,
+        shipped=shipped,
         rows=len(rows),
         epochs=float(loop.train.epochs or 0),
         steps=len(state.losses),
@@ -173,6 +179,16 @@ def _round(rounding: Rounding, drawn: Sequence[Any], held_out: Sequence[GridRow]
         "calibration_tokens": sum(map(rounding.student.tokens, calibration)),
         "rounding_s": time.perf_counter() - start,
     }
+
+
+@torch.no_grad()
+def keep_nearer(rounding: Rounding, before: Mapping[str, Tensor], compensated: Gap, trained: Gap) -> str:
+    """Which of the two ships; the plain tensors are put back to `before` where learning did not help."""
+    if trained.mean_kl_nats < compensated.mean_kl_nats:
+        return "trained"
+    for name, value in rounding.plain.items():
+        value.copy_(before[name])
+    return "compensated"
 
 
 def _calibration(student: GridStudent, drawn: Sequence[Any]) -> list[Any]:

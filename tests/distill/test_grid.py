@@ -24,7 +24,7 @@ from edgestill.distill.student.gptq import round_layers
 from edgestill.distill.student.grid_rule import dequantize, q4_0, q8_0
 from edgestill.distill.student.grid_students import GRID_STUDENTS
 from edgestill.distill.student.objectives import divergences
-from edgestill.distill.student.onto_grid import CHECKPOINT_NAME, OnGrid, put_on_grid
+from edgestill.distill.student.onto_grid import CHECKPOINT_NAME, OnGrid, keep_nearer, put_on_grid
 from edgestill.distill.student.rounding import Rounding, gap, with_answers
 from edgestill.distill.student.train import train_student
 from edgestill.distill.teacher.protocol import Annotation
@@ -166,9 +166,31 @@ def test_a_student_on_the_grid_answers_nearer_to_itself_and_is_saved_as_it_was_m
             value.data.copy_(dequantize(codes, stored[f"{name}.scales"]))
         else:
             value.data.copy_(stored[name])
-    again = gap(student, rows)
-    assert again.mean_kl_nats == pytest.approx(facts.trained.mean_kl_nats, rel=0.02, abs=1e-6)
-    assert again.labels_kept == facts.trained.labels_kept
+    again, shipped = gap(student, rows), getattr(facts, facts.shipped)
+    assert again.mean_kl_nats == pytest.approx(shipped.mean_kl_nats, rel=0.02, abs=1e-6)
+    assert again.labels_kept == shipped.labels_kept
+    assert shipped.mean_kl_nats == min(facts.trained.mean_kl_nats, facts.compensated.mean_kl_nats)
+
+
+@pytest.mark.parametrize("learning_helps", [True, False])
+def test_what_was_learnt_on_the_grid_is_kept_only_where_it_is_nearer(
+    trained: tuple[StudentPlan, list[Any], Path], learning_helps: bool
+) -> None:
+    plan, _, weights = trained
+    kind = GRID_STUDENTS[plan.kind]
+    student = kind(plan.recipe.alone(plan.recipe.the_student), plan.base, plan.task, plan.tokenizer, weights, ["x"])
+    rows = with_answers(student, [student.question(text) for text in ("a lime and a ruby", "some frog")])
+    rounding = Rounding(student)
+    before = {name: value.detach().clone() for name, value in rounding.plain.items()}
+    compensated = gap(student, rows)
+    for value in rounding.plain.values():  # what learning did
+        value.data.mul_(1.3)
+    learnt = gap(student, rows)
+    assert learnt.mean_kl_nats > compensated.mean_kl_nats
+    if learning_helps:  # as if GPTQ alone had ended further away
+        compensated = dataclasses.replace(compensated, mean_kl_nats=2 * learnt.mean_kl_nats)
+    assert keep_nearer(rounding, before, compensated, learnt) == ("trained" if learning_helps else "compensated")
+    assert gap(student, rows) == (learnt if learning_helps else compensated)
 
 
 def test_products_in_bfloat16_end_nearer_too(trained: tuple[StudentPlan, list[Any], Path], tmp_path: Path) -> None:
