@@ -5,7 +5,7 @@ PIP := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --disable-pip-version-ch
 PIP_OPTIMUM := PYTHONWARNINGS=ignore .venv-optimum/bin/pip install --quiet --disable-pip-version-check \
 	--constraint tests/optimum/constraints.txt
 
-.PHONY: demo test test-optimum lint types check soak bench-teacher bench-train bench-students bench-grid bench-runtime test-qemu clean install web
+.PHONY: demo test test-optimum lint types check soak bench-teacher bench-train bench-students bench-grid bench-runtime bench-experiments test-qemu clean install web
 
 demo: install
 	$(BIN)/edgestill build distill/example/recipe.yaml
@@ -48,6 +48,10 @@ bench-grid: install
 # the runtime beside llama-cpp-python, onnxruntime-genai and transformers; on a quiet machine
 bench-runtime: install
 	$(BIN)/python tests/bench_runtime.py
+
+# the papers' systems on data sets under EDGESTILL_DATA; hours, goes on where it stopped
+bench-experiments: install
+	$(BIN)/python tests/bench_experiments.py
 
 install: .venv/.installed
 

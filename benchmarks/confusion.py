@@ -18,8 +18,8 @@ class Confused:
 
 
 def confusions(reference: Reference, artifacts: Sequence[Answers]) -> dict[str, tuple[Confused, ...]]:
-    """By system, in the task's order of labels; empty where a row has a set of labels."""
-    if reference.is_multilabel:
+    """By system, in the task's order of labels; empty where a row has a set of labels, its own choices or none."""
+    if not reference.has_classes:
         return {}
     order = {label: i for i, label in enumerate(reference.labels)}
     found = {}

@@ -63,6 +63,8 @@ def shared_task(entrants: Sequence[Entrant]) -> Task:
         ]
         if (set(theirs.label_names), theirs.none) != (set(task.label_names), task.none):
             found.append("other labels")
+        if (theirs.match, theirs.choices) != (task.match, task.choices):
+            found.append("other answers")
         if theirs.kind != task.kind:
             found.append("another kind of task")
         if found:

@@ -102,6 +102,8 @@ def _reference(report: Report, rows: Sequence[dict[str, Any]]) -> Reference:
         systems=tuple(_answers(system, [row["systems"][name] for row in rows]) for name, system in told.items()),
         dataset_sha256=report.dataset_sha256,
         task_kind=report.task_kind,
+        match=report.match,
+        has_choices=report.has_choices,
         texts=tuple(row["text"] for row in rows),
     )
 

@@ -107,7 +107,7 @@ def check_same_rows(first: Kept, other: Kept) -> None:
     if a.teacher.labels != b.teacher.labels:
         differ = sum(x != y for x, y in zip(a.teacher.labels, b.teacher.labels, strict=True))
         raise EdgestillError(f"{other.path} has {differ} other answers of the teacher than {first.path}", hint)
-    if (set(a.labels), a.none, a.task_kind) != (set(b.labels), b.none, b.task_kind):
+    if (set(a.labels), a.none, a.task_kind, a.match) != (set(b.labels), b.none, b.task_kind, b.match):
         raise EdgestillError(f"{other.path} is of other labels than {first.path}", hint)
 
 

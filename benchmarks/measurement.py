@@ -26,6 +26,7 @@ class Request:
     prompt_tokens: int
     student: str = "student"
     confidence: float | None = None
+    tokens_written: int | None = None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,12 @@ class NoneOfThese:
 
 
 def recall_by_label(reference: Reference, artifacts: Sequence[Answers]) -> Iterator[LabelRecall]:
-    """One line a label, the task's first: recall of floor and artifacts, and of the teacher where gold judges."""
+    """One line a label, the task's first: recall of floor and artifacts, and of the teacher where gold judges.
+
+    None where a row has a set of labels, its own choices or none.
+    """
+    if not reference.has_classes:
+        return
     judged = [s for s in judged_systems(reference, artifacts) if s.kind in ("teacher", "floor", "artifact")]
     for label in dict.fromkeys((*reference.labels, *sorted(set(reference.truth)))):
         where = [i for i, wanted in enumerate(reference.truth) if wanted == label]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from edgestill.benchmarks.entrants import Entrant, shared_task
@@ -22,7 +22,7 @@ class Answers:
     `student` names the student that it belongs to, None for the teacher and the floor; `machine` where an artifact
     answered. `latencies_ms` may hold more than N samples (repeats) or none. `import_s`, `first_request_ms`,
     `rss_after_load_bytes`, `energy_j_per_request` and `validity` are known for artifacts only; `load_s` of an artifact
-    is the median of its warm loads.
+    is the median of its warm loads. `tokens_a_row` is the mean length of what it wrote, None where it writes nothing.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Answers:
     energy_j_per_request: float | None = None
     validity: str | None = None
     emulated: bool = False
+    tokens_a_row: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Reference:
 
     `systems` are the base of every student, the floor, and every student in torch; `labels` are the task's, `none` is
     the one of them that means none of these, if one does. `task_kind` is the task's: with multilabel every answer is a
-    set of labels, as `label_sets` writes it.
+    set of labels, as `label_sets` writes it; with generate a canonical answer, compared as `match` says, and there are
+    no labels. With `has_choices` the labels are letters, which mean something else in every row.
     """
 
     row_ids: tuple[str, ...]
@@ -63,6 +65,13 @@ class Reference:
     dataset_sha256: str
     task_kind: str
     texts: tuple[str, ...] = ()
+    match: str | None = None
+    has_choices: bool = False
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether a row has one label, which means the same in every row."""
+        return not (self.is_multilabel or self.has_choices or self.match is not None)
 
     @property
     def is_multilabel(self) -> bool:
@@ -125,6 +134,8 @@ def read_reference(entrants: Sequence[Entrant]) -> Reference:
         systems=tuple(one_floor(systems)),
         dataset_sha256=manifest.sha256_file(place / "test.jsonl"),
         task_kind=task.kind,
+        match=task.match if task.is_written else None,
+        has_choices=task.choices is not None,
         texts=tuple(str(row["text"]) for row in rows),
     )
 
@@ -220,7 +231,13 @@ def artifact_answers(measurement: Measurement, row_ids: Sequence[str], name: str
         energy_j_per_request=m.energy.net_j_per_request,
         validity=m.validity,
         emulated=m.machine.emulated,
+        tokens_a_row=_tokens_a_row(m),
     )
+
+
+def _tokens_a_row(measurement: Measurement) -> float | None:
+    written = [r.tokens_written for r in measurement.requests if r.round == 0 and r.tokens_written is not None]
+    return mean(written) if written else None
 
 
 def _in_order(records: Iterable[dict[str, Any]], row_ids: Sequence[str], where: str) -> list[dict[str, Any]]:

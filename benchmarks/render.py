@@ -111,6 +111,7 @@ def _view(report: Report) -> dict[str, object]:
         "comparisons": tables.comparisons_table(report),
         "labels_title": "Recall by label" if report.sets is None else "Precision, recall and F1 by label",
         "labels": tables.labels_table(report) if report.sets is None else set_tables.sets_table(report.sets),
+        "written": tables.written_table(report),
         "none_table": tables.none_table(report),
         "validity": run_tables.validity_table(report),
         "parity": answer_tables.parity_table(report),

@@ -1,7 +1,7 @@
 """The report as data: systems, comparisons, choice, runs, flips, cost, conditions. Draws nothing, runs no model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgestill.benchmarks.choice import Choice, best_of, candidates_of, choose
 from edgestill.benchmarks.confusion import Confused, confusions
@@ -17,10 +17,11 @@ from edgestill.benchmarks.sets import SetScores, scores_by_label
 from edgestill.benchmarks.systems import System, judge
 from edgestill.benchmarks.validity import CONTENDED_PSI_PERCENT
 from edgestill.benchmarks.verdict import Comparison, compare_all
+from edgestill.benchmarks.written import WrittenScores, written_scores
 from edgestill.runtime.bundle import MANIFEST_NAME
 from edgestill.runtime.device import Device
 from edgestill.runtime.errors import EdgestillError
-from edgestill.runtime.manifest import sha256_file
+from edgestill.runtime.manifest import LATER, sha256_file
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Report:
 
     Schema 3 adds `machines`, `runs` (an artifact on a machine each), `apart` (an artifact on two machines),
     `confusions` and `cost`; `label_names` are the task's labels in their order. `left_out` says of each artifact that a
-    machine could not run, why.
+    machine could not run, why. Of the `task_kind` generate `match` says how answers are compared and `written` what is
+    told of them; there and with `has_choices` `labels` and `confusions` are empty. Earlier reports lack these three.
     """
 
     schema: str = "edge-report/3"
@@ -100,6 +102,14 @@ class Report:
     sets: SetScores | None
     none: NoneOfThese | None
     conditions: Conditions
+    match: str | None = field(default=None, metadata=LATER)
+    has_choices: bool = field(default=False, metadata=LATER)
+    written: WrittenScores | None = field(default=None, metadata=LATER)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether a row has one label, which means the same in every row."""
+        return not (self.is_multilabel or self.has_choices or self.match is not None)
 
     @property
     def has_gold(self) -> bool:
@@ -198,11 +208,14 @@ def assemble(origin: Origin, reference: Reference, measurements: Sequence[Measur
         runs=tuple(summarise(m, a, reference) for m, a in zip(measurements, artifacts, strict=True)),
         apart=tuple(apart(reference, measurements, artifacts)),
         cost=origin.cost,
-        labels=() if reference.is_multilabel else tuple(recall_by_label(reference, artifacts)),
+        labels=tuple(recall_by_label(reference, artifacts)),
         confusions=confusions(reference, artifacts),
         sets=scores_by_label(reference, artifacts),
         none=none_of_these(reference, artifacts),
         conditions=_conditions(origin, measurements, artifacts, len(reference.row_ids)),
+        match=reference.match,
+        has_choices=reference.has_choices,
+        written=written_scores(reference, artifacts),
     )
 
 

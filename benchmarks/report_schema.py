@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgestill.benchmarks.report import Report
+from edgestill.runtime.manifest import LATER
 
 SCHEMA_FILE = Path(__file__).with_name("edge-report-3.schema.json")
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -18,7 +19,10 @@ SCALARS: dict[Any, str] = {str: "string", bool: "boolean", int: "integer", float
 
 
 def report_schema() -> dict[str, Any]:
-    """The schema (draft 2020-12): every key is required, no other is allowed, unknown values are null."""
+    """The schema (draft 2020-12): every key but those that came `LATER` is required, no other is allowed.
+
+    Unknown values are null.
+    """
     definitions: dict[str, Any] = {}
     _object(Report, definitions)
     top = definitions.pop("Report")
@@ -36,7 +40,7 @@ def _object(kind: Any, definitions: dict[str, Any]) -> dict[str, str]:
             "type": "object",
             "description": " ".join((kind.__doc__ or "").split()),
             "properties": {key: _schema(hint, definitions) for key, hint in hints.items()},
-            "required": list(hints),
+            "required": [field.name for field in dataclasses.fields(kind) if field.metadata != LATER],
             "additionalProperties": False,
         }
     return {"$ref": f"#/$defs/{name}"}

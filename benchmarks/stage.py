@@ -28,7 +28,7 @@ from edgestill.runtime import decode, manifest
 from edgestill.runtime.bundle import ONNX_LABELS, load_bundle, load_task
 from edgestill.runtime.device import describe_device, peak_rss_bytes, usable_cores
 from edgestill.runtime.errors import EdgestillError, UsageError
-from edgestill.runtime.task import ANSWER_ROOM_TOKENS, load_tokenizer
+from edgestill.runtime.task import load_tokenizer
 
 MARK = "#edgestill-stage "
 MIN_ROUNDS = 3
@@ -112,7 +112,7 @@ def decoding(wanted: argparse.Namespace) -> None:
         return
     bundle = load_bundle(wanted.bundle)
     path = _artifact_path(wanted)
-    longest = min(bundle.context_tokens, asked.max_text_tokens + ANSWER_ROOM_TOKENS + NEW_TOKENS)
+    longest = min(bundle.context_tokens, asked.max_text_tokens + asked.room_tokens + NEW_TOKENS)
     open_file: Any = ENGINES[wanted.engine]
     session = open_file(path, wanted.threads or usable_cores(), longest)
     prompts = [row["text"] for row in _test_rows(wanted.bundle)]
@@ -221,6 +221,7 @@ def _request(student: Any, row: dict[str, Any], number: int, fresh: bool) -> Req
         prompt_tokens=answer.prompt_tokens,
         student=student.bundle.student,
         confidence=None if number else answer.confidence,
+        tokens_written=answer.tokens_written,
     )
 
 

@@ -17,7 +17,8 @@ class System:
     and `validity` of that run, both None for others. `accuracy` is against gold, None
     without gold; `agreement` is with the teacher's labels, None for the teacher; `macro_f1` is against gold, or without
     gold against the teacher's labels. Of sets of labels accuracy and agreement count those that are equal as a whole,
-    macro_f1 is over the labels, and so is `micro_f1`, None where a row has one label.
+    macro_f1 is over the labels, and so is `micro_f1`, None where a row has one label. Written answers are counted by
+    their canonical spelling; they and a row's own choices have neither F1.
 
     `latency_reason` says why a percentile is None. `measured` says where and when time and memory were taken. No price
     is paid per request to run a local system, so theirs is 0.0; energy is net of the idle machine.
@@ -84,9 +85,14 @@ def judge(answers: Answers, reference: Reference) -> System:
 
 
 def _f1(answers: Answers, reference: Reference) -> tuple[Estimate | None, Estimate | None]:
-    """(micro-F1, macro-F1); of one label a row micro-F1 is accuracy, which is told anyway."""
+    """(micro-F1, macro-F1); of one label a row micro-F1 is accuracy, which is told anyway.
+
+    Both None without labels that mean the same in every row.
+    """
     if reference.is_multilabel:
         return f1_over_labels(answers, reference)
+    if not reference.has_classes:
+        return None, None
     return None, metrics.macro_f1(reference.truth, answers.labels)
 
 

@@ -1,9 +1,10 @@
-"""Ask the teacher about every row and account for each: accepted, rejected with a reason, or pending.
+"""Ask the teacher about rows and account for each: accepted, rejected with a reason, pending, or not selected.
 
 The teacher keeps what it is told durably, so a killed run goes on where it stopped; the manifest comes last.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 from edgestill.distill.corrections import Correction
 from edgestill.distill.dataset import Dataset, Row
-from edgestill.distill.ledger import Answer, Ledger, Tally
+from edgestill.distill.ledger import Answer, Ledger, NotSelected, Tally
 from edgestill.distill.recipe import Recipe
+from edgestill.distill.select.turns import Asked, Fresh, Settled, ask_in_turns, no_student
+from edgestill.distill.student_section import TRAINING_VERSION
 from edgestill.distill.teacher.protocol import Annotation, Rejection, Teacher
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError
@@ -31,17 +34,19 @@ def annotate(
     folder: Path,
     progress: Progress = lambda done, total: None,
     corrections: Mapping[str, Correction] | None = None,
+    train: Fresh = no_student,
 ) -> tuple[Ledger, EdgestillError | None]:
     """Ask, then write `annotations.jsonl` (a row a line, with what became of it) and, last, the ledger.
 
     Args:
-        recipe: for prices and the fingerprint of the inputs.
+        recipe: for its strategy, for prices and the fingerprint of the inputs.
         data: all rows; test rows are asked too, for the report only.
-        teacher: who answers.
+        teacher: who answers; asked in several turns unless the strategy asks about all rows.
         fits: whether the student can take a text whole; other rows are rejected before they are paid for.
         folder: created.
         progress: told (done, total) while rows are asked.
         corrections: labels by hand by row id; such rows are not asked.
+        train: gives the strategy a fresh student, trained on (row, answer) pairs; told in a few words what for.
 
     Returns:
         The ledger, and why the teacher stopped before the end, if it did. Both files are written in either case.
@@ -49,21 +54,27 @@ def annotate(
     corrections = corrections or {}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    asked = (row for row in data.rows if row.id not in corrections and fits(row.text))
-    stopped = teacher.ask(asked, lambda done: progress(done, len(data.rows)))
+    inputs = annotations_inputs(recipe, data, teacher.fingerprint, corrections)
+    settled = functools.partial(_settled, fits=fits, corrections=corrections)
+    if recipe.select.asks_all:
+        rows = (row for row in data.rows if settled(row) is None)
+        asked = Asked(teacher.ask(rows, lambda done: progress(done, len(data.rows))), teacher.answer)
+    else:
+        asked = ask_in_turns(recipe, data, teacher, settled, folder, inputs, progress, train)
     tally = Tally()
-    manifest.write_jsonl(folder / ROWS_NAME, _records(data, teacher, fits, corrections, tally))
+    manifest.write_jsonl(folder / ROWS_NAME, _records(data, settled, asked, tally))
     ledger = tally.ledger(
         recipe,
         teacher.spending(),
-        inputs_sha256=annotations_inputs(recipe, data, teacher.fingerprint, corrections),
+        inputs_sha256=inputs,
         teacher=teacher.name,
         redacted=data.redacted,
-        stopped=None if stopped is None else str(stopped),
+        stopped=None if asked.stopped is None else str(asked.stopped),
         rows_sha256=manifest.sha256_file(folder / ROWS_NAME),
+        selection=asked.selection,
     )
     manifest.save(folder / MANIFEST_NAME, ledger)
-    return ledger, stopped
+    return ledger, asked.stopped
 
 
 def annotations_inputs(
@@ -77,15 +88,30 @@ def annotations_inputs(
         recipe.teacher.kind,
         recipe.teacher.model,
     ]
+    if not recipe.select.asks_all:
+        asked.append(_chosen_by(recipe))
     by_hand = {name: dataclasses.astuple(one) for name, one in (corrections or {}).items()}
     return manifest.sha256_json([asked, list(recipe.teacher.redact), rows, fingerprint, by_hand])
+
+
+def _chosen_by(recipe: Recipe) -> list[Any]:
+    """What decides which rows are asked about: the strategy, and the first student where it trains one."""
+    if not recipe.select.trains:
+        return [recipe.sha256("select")]
+    alone = recipe.alone(recipe.students[0])
+    train = alone.train.model_copy(update={"quantize_aware": "auto"})  # of what comes after training
+    return [TRAINING_VERSION, alone.model_copy(update={"train": train}).sha256("select", "student", "train")]
 
 
 def read_annotations(folder: Path) -> Iterator[tuple[Row, Answer]]:
     """(row, answer) for every row that was read; the answer is None while it is pending."""
     for record in manifest.read_jsonl(folder / ROWS_NAME):
-        kind = {"accepted": Annotation, "rejected": Rejection}.get(record["status"])
-        yield Row(**record["row"]), None if kind is None else kind(**record["answer"])
+        row, status = Row(**record["row"]), record["status"]
+        if status == "not_selected":
+            yield row, NotSelected(row.id)
+            continue
+        kind = {"accepted": Annotation, "rejected": Rejection}.get(status)
+        yield row, None if kind is None else kind(**record["answer"])
 
 
 def accepted(folder: Path, split: str) -> list[tuple[Row, Annotation]]:
@@ -93,28 +119,30 @@ def accepted(folder: Path, split: str) -> list[tuple[Row, Annotation]]:
     return [(r, a) for r, a in read_annotations(folder) if r.split == split and isinstance(a, Annotation)]
 
 
-def _records(
-    data: Dataset,
-    teacher: Teacher,
-    fits: Callable[[str], bool],
-    corrections: Mapping[str, Correction],
-    tally: Tally,
-) -> Iterator[dict[str, Any]]:
+def status_of(answer: Answer) -> str:
+    """What became of a row, in a word, as it stands in annotations.jsonl."""
+    return {Annotation: "accepted", Rejection: "rejected", NotSelected: "not_selected"}.get(type(answer), "pending")
+
+
+def _records(data: Dataset, settled: Settled, asked: Asked, tally: Tally) -> Iterator[dict[str, Any]]:
     """A line for every row that was read, counted on the way."""
-    answered = ((row, _answer(row, teacher, fits, corrections.get(row.id))) for row in data.rows)
+    answered = ((row, settled(row) or asked.answer(row)) for row in data.rows)
     removed = ((row, Rejection(row.id, reason, "taken out before asking", "")) for row, reason in data.removed)
     for row, answer in itertools.chain(answered, removed):
         tally.add(row, answer)
-        status = "pending" if answer is None else "accepted" if isinstance(answer, Annotation) else "rejected"
-        said = None if answer is None else dataclasses.asdict(answer)
-        yield {"row": dataclasses.asdict(row), "status": status, "answer": said}
+        said = dataclasses.asdict(answer) if isinstance(answer, Annotation | Rejection) else None
+        yield {"row": dataclasses.asdict(row), "status": status_of(answer), "answer": said}
 
 
-def _answer(row: Row, teacher: Teacher, fits: Callable[[str], bool], correction: Correction | None) -> Answer:
+def _settled(
+    row: Row, fits: Callable[[str], bool], corrections: Mapping[str, Correction]
+) -> Annotation | Rejection | None:
+    """What becomes of a row without asking; None: it is to be asked about."""
     if not fits(row.text):
         return Rejection(row.id, "too_long", "the student cannot take this text whole; see data.too_long", "")
-    if correction is not None:
-        tokens: dict[str, Any] = {"prompt_tokens": 0, "completion_tokens": 0, "latency_ms": None}
-        said = (row.id, correction.label, None, correction.rationale)
-        return Annotation(*said, **tokens, raw="corrected by hand", corrected=True)
-    return teacher.answer(row)
+    correction = corrections.get(row.id)
+    if correction is None:
+        return None
+    tokens: dict[str, Any] = {"prompt_tokens": 0, "completion_tokens": 0, "latency_ms": None}
+    said = (row.id, correction.label, None, correction.rationale)
+    return Annotation(*said, **tokens, raw="corrected by hand", corrected=True)

@@ -9,11 +9,13 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgestill.distill.recipe import Recipe, resolve
+from edgestill.distill.task_section import TaskSection
+from edgestill.runtime.choices import choices_of, with_choices
 from edgestill.runtime.errors import EdgestillError, UsageError
 from edgestill.runtime.task import fill_template, redacted
 
@@ -141,24 +143,44 @@ def _texts(source: str, recipe: Recipe, split: str, read_gold: bool, places: lis
     """Rows of a source, redacted before anything else sees them; `places[0]` counts what was hidden."""
     for where, record in read_records(source, split):
         try:
-            text = fill_template(recipe.data.text, record)
+            text = with_own_choices(fill_template(recipe.data.text, record), record, recipe.task)
         except EdgestillError as error:
             raise EdgestillError(f"{where}: {error.message}", "mend the row or data.text in the recipe") from None
         text, hidden = redacted(text, recipe.teacher.redact)
         places[0] += hidden
-        yield Row(row_id(text), text, _gold(record, recipe, where) if read_gold else None, split)
+        yield Row(row_id(text), text, _gold(record, recipe, where, text) if read_gold else None, split)
 
 
-def _gold(record: dict[str, Any], recipe: Recipe, where: str) -> str | None:
+def with_own_choices(text: str, record: Mapping[str, Any], task: TaskSection) -> str:
+    """A row's text with the choices of its record below it, where the task has any.
+
+    Raises:
+        EdgestillError: no such field, or not 2 to `most_choices` texts in it.
+    """
+    if task.choices is None:
+        return text
+    found = record.get(task.choices)
+    if found is None:
+        raise EdgestillError(f"no column {task.choices!r} of choices, found {sorted(record)}")
+    whole = with_choices(text, found)
+    if (count := len(choices_of(whole))) > task.most_choices:
+        raise EdgestillError(f"{count} choices in {task.choices!r}, but task.most_choices is {task.most_choices}")
+    return whole
+
+
+def _gold(record: dict[str, Any], recipe: Recipe, where: str, text: str) -> str | None:
     if recipe.data.gold is None:
         return None
     value = record.get(recipe.data.gold)
     if value is None:
         raise EdgestillError(f"{where}: no gold column {recipe.data.gold!r}, found {sorted(record)}", "mend data.gold")
+    task = recipe.task
+    named = not (task.is_written or task.choices or isinstance(value, list))  # a label may be a number in the data
     try:
-        return recipe.task.read(value if isinstance(value, list) else str(value))
+        return task.read(str(value) if named else value, text)
     except EdgestillError as error:
-        raise EdgestillError(f"{where}: gold {error.message}", "add it to task.labels or mend the row") from None
+        hint = "mend the row" if task.is_written or task.choices else "add it to task.labels or mend the row"
+        raise EdgestillError(f"{where}: gold {error.message}", hint) from None
 
 
 def _distinct_ids(test: Sequence[Row]) -> Iterator[Row]:

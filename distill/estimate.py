@@ -46,6 +46,7 @@ class Estimate:
     removed: dict[str, int]
     too_long: int
     corrected: int
+    not_selected: int
     known: int
     requests: int
     prompt_tokens: int
@@ -67,7 +68,7 @@ class Estimate:
         caps = [f"{value} {'USD' if name == 'usd' else name}" for name, value in self.caps.items()]
         lines = [
             f"rows       {_listed(self.rows)}",
-            f"not asked  {_listed(self.removed | {'too long': self.too_long, 'corrected by hand': self.corrected})}",
+            f"not asked  {_listed(self.removed | self._kept_back)}",
             f"teacher    {self.teacher}",
             *self._asking(),
             f"caps       {', '.join(caps) or 'none'}",
@@ -80,6 +81,10 @@ class Estimate:
         for message in self.prompt:
             lines += [f"  [{message['role']}]", *(f"  {line}".rstrip() for line in message["content"].split("\n"))]
         return "\n".join(lines)
+
+    @property
+    def _kept_back(self) -> dict[str, int]:
+        return {"too long": self.too_long, "corrected by hand": self.corrected, "not selected": self.not_selected}
 
     def _asking(self) -> list[str]:
         if self.basis == RECORDED:
@@ -106,13 +111,15 @@ def estimate(plan: Plan) -> Estimate:
     data = load_dataset(recipe, plan.recipe_path)
     corrections = read_corrections(recipe, plan.recipe_path, data.rows)
     fitting = [row for row in data.rows if plan.fits(row.text)]
-    rows = [row for row in fitting if row.id not in corrections]
+    open_rows = [row for row in fitting if row.id not in corrections]
+    rows = _likely(recipe, open_rows)
     asked = _recorded(plan, rows) if recipe.teacher.kind == "replay" else _ask(plan, data, rows)
     return Estimate(
         rows=dict(Counter(row.split for row in data.rows)),
         removed=data.removed_by_reason,
         too_long=len(data.rows) - len(fitting),
-        corrected=len(fitting) - len(rows),
+        corrected=len(fitting) - len(open_rows),
+        not_selected=len(open_rows) - len(rows),
         known=asked.known,
         requests=asked.requests,
         prompt_tokens=asked.tokens.prompt,
@@ -130,11 +137,20 @@ def estimate(plan: Plan) -> Estimate:
     )
 
 
+def _likely(recipe: Recipe, rows: Sequence[Row]) -> list[Row]:
+    """Without as many training rows as the strategy leaves out: which ones, it finds out on the way."""
+    pool = [row for row in rows if row.split == "train"]
+    likely = {row.id for row in recipe.select.likely(pool, len(recipe.task.labels))}
+    return [row for row in rows if row.split != "train" or row.id in likely]
+
+
 def _student(plan: StudentPlan) -> str:
     section = plan.recipe.the_student
     tuned = "all weights but word vectors" if section.full_tuning else f"LoRA rank {section.lora.r}"
     cut = f" cut to {section.layers} layers" if section.layers else ""
     learns = "label+rationale" if plan.recipe.learns_rationale else "label"
+    if plan.recipe.learns_rationale and (share := plan.recipe.train.rationale_coverage) < 1:
+        learns += f" ({share:.0%} of the reasons)"
     return f"{section.base}{cut}, {section.kind}, {tuned}, {learns}"
 
 

@@ -4,34 +4,38 @@ Systems: student (base plus adapter, float32), base (untrained, with its best ho
 same teacher labels). Judges nothing: benchmarks compares.
 """
 
+import dataclasses
 import math
 import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgestill.distill.annotate import accepted
 from edgestill.distill.base import Base
+from edgestill.distill.base_prompts import Answer, base_prompts, by_writing, labelled
 from edgestill.distill.floor import Pair, fit_floor
 from edgestill.runtime import decode, manifest
 from edgestill.runtime.device import peak_rss_bytes, usable_cores
 from edgestill.runtime.errors import EdgestillError
+from edgestill.runtime.session import Session
 from edgestill.runtime.task import Task, load_tokenizer
 
 MAX_PROMPT_TOKENS = 4096
+MOST_DEV_TEXTS = 32  # on which two prompts of the base are compared where it writes whole texts
 
 Predict = Callable[[str], list[float]]
 
 
 @dataclass(frozen=True)
 class System:
-    """A loaded system: `predict` maps a text to probabilities over the task's labels."""
+    """A loaded system: `answer` is asked about one filled text at a time."""
 
-    predict: Predict
+    answer: Callable[[str], Answer]
     bytes: int
     load_s: float
     note: str
@@ -60,20 +64,20 @@ def main(name: str, student: Path, annotations: Path, base: Base, task: Task) ->
     pairs = {split: accepted(annotations, split) for split in ("train", "dev")}
     system = SYSTEMS[name](student, base, task, pairs)
     rows = list(manifest.read_jsonl(student / "test.jsonl"))
-    system.predict(rows[0]["text"])  # warm-up: the first call pays for what later ones reuse
-    records = [_record(name, row, system, task) for row in rows]
+    system.answer(rows[0]["text"])  # warm-up: the first call pays for what later ones reuse
+    records = [_record(name, row, system) for row in rows]
     manifest.write_jsonl(predictions_path(student, name), records)
 
 
-def _record(name: str, row: dict[str, Any], system: System, task: Task) -> dict[str, Any]:
+def _record(name: str, row: dict[str, Any], system: System) -> dict[str, Any]:
     start = time.perf_counter()
-    chances = system.predict(row["text"])
+    answer = system.answer(row["text"])
     latency_ms = (time.perf_counter() - start) * 1e3
+    said = {key: value for key, value in dataclasses.asdict(answer).items() if value is not None}
     return {
         "system": name,
         "row_id": row["id"],
-        "label": task.written(task.chosen(chances)),
-        "probabilities": dict(zip(task.label_names, chances, strict=True)),
+        **said,
         "latency_ms": latency_ms,
         "load_s": system.load_s,
         "peak_rss_bytes": peak_rss_bytes(),
@@ -89,19 +93,35 @@ def _student(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]
     import torch
 
     torch.set_num_threads(usable_cores())
-    logits_of, model, note = (_encoder if task.is_head else _decoder)(student, base)
     tokenizer = load_tokenizer(student)
+    if task.is_head:
+        model, note = _encoder(student)
+        answer = _by_labels(lambda ids: model.logits(ids).numpy(), tokenizer, task)
+    else:
+        model, session, note = _decoder(student, base)
 
-    def predict(text: str) -> list[float]:
+        def fresh(ids: list[int]) -> Any:
+            session.forget()  # as the device does: nothing is kept from the request before
+            return session.logits(ids)
+
+        answer = by_writing(session, tokenizer, task) if task.is_written else _by_labels(fresh, tokenizer, task)
+    return System(answer, _weights_bytes(model), time.perf_counter() - start, note)
+
+
+def _by_labels(logits_of: Callable[[list[int]], Any], tokenizer: Any, task: Task) -> Callable[[str], Answer]:
+    """Answers by the labels' probabilities."""
+    import torch
+
+    def answer(text: str) -> Answer:
         with torch.inference_mode():
             logits = logits_of(task.encode(tokenizer, text))
-        return [float(p) for p in decode.task_probabilities(logits, task)]
+        return labelled([float(p) for p in decode.task_probabilities(logits, task, text)], task)
 
-    return System(predict, _weights_bytes(model), time.perf_counter() - start, note)
+    return answer
 
 
-def _decoder(student: Path, base: Base) -> tuple[Callable[[list[int]], Any], Any, str]:
-    """(token ids -> logits, model, what it is): base plus adapter, merged."""
+def _decoder(student: Path, base: Base) -> tuple[Any, Session, str]:
+    """(model, session, what it is): base plus adapter, merged."""
     import torch
     from peft import PeftModel
 
@@ -109,22 +129,14 @@ def _decoder(student: Path, base: Base) -> tuple[Callable[[list[int]], Any], Any
     from edgestill.distill.torch_session import TorchSession
 
     model = PeftModel.from_pretrained(load_causal(base, torch.float32), str(student / "adapter")).merge_and_unload()
-    session = TorchSession(model, MAX_PROMPT_TOKENS)
-
-    def logits_of(ids: list[int]) -> Any:
-        session.forget()  # as the device does: nothing is kept from the request before
-        return session.logits(ids)
-
-    return logits_of, model, "float32, base plus adapter merged"
+    return model, TorchSession(model, MAX_PROMPT_TOKENS), "float32, base plus adapter merged"
 
 
-def _encoder(student: Path, base: Base) -> tuple[Callable[[list[int]], Any], Any, str]:
-    """(token ids -> logits, model, what it is): the encoder as it was trained."""
-    del base
+def _encoder(student: Path) -> tuple[Any, str]:
+    """(model, what it is): the encoder as it was trained."""
     from edgestill.distill.student.encoder import load_encoder
 
-    model = load_encoder(student / "model")
-    return lambda ids: model.logits(ids).numpy(), model, "float32, encoder with classification head"
+    return load_encoder(student / "model"), "float32, encoder with classification head"
 
 
 def _base(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]) -> System:
@@ -139,48 +151,12 @@ def _base(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]) -
     model = load_causal(base, torch.float32)
     session = TorchSession(model, MAX_PROMPT_TOKENS)
     load_s = time.perf_counter() - start
-    candidates = dict(_base_predictors(student, task, session))
-    best = max(candidates, key=lambda name: _agreement(candidates[name], task, pairs["dev"]))
-    note = f"float32, untrained, {best} prompt with the label list, whose constant part is computed once"
+    candidates = dict(base_prompts(student, task, session))
+    dev = pairs["dev"][:MOST_DEV_TEXTS] if task.is_written else pairs["dev"]
+    best = max(candidates, key=lambda name: _agreement(candidates[name], dev))
+    asked = "instruction" if task.is_written else "label list"
+    note = f"float32, untrained, {best} prompt with the {asked}, whose constant part is computed once"
     return System(candidates[best], _weights_bytes(model), load_s, note)
-
-
-def _base_predictors(student: Path, task: Task, session: Any) -> Iterator[tuple[str, Predict]]:
-    """(name, predictor) for each prompt style; labels are compared through the trie, end of sequence included."""
-    tokenizer = load_tokenizer(student)
-    tokenizer.encode_special_tokens = False  # the chat template's own markers must be read as such
-    listing = "\n".join(f"{label.name}: {label.description}".removesuffix(": ") for label in task.labels)
-    head = f"{task.instruction}\nAnswer with exactly one of these labels.\n{listing}\n\nText: "
-    template = _chat_template(student)
-    if template is not None:
-        before, after = template(head + "\0").split("\0")
-        yield "chat", _trie_predictor(session, tokenizer, task, before, after, "")
-    yield "plain", _trie_predictor(session, tokenizer, task, head, "\nLabel:", " ")
-
-
-def _trie_predictor(session: Any, tokenizer: Any, task: Task, before: str, after: str, blank: str) -> Predict:
-    def ids_of(text: str) -> list[int]:
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-    bos = [] if task.bos_token_id is None else [task.bos_token_id]
-    answers = [[*ids_of(blank + label.name), task.eos_token_id] for label in task.labels]
-
-    def predict(text: str) -> list[float]:
-        prompt = [*bos, *ids_of(before + text + after)]
-        return [float(p) for p in decode.trie_probabilities(session, prompt, answers)]
-
-    return predict
-
-
-def _chat_template(folder: Path) -> Callable[[str], str] | None:
-    """A user's message rendered by the base's own chat template up to the assistant's turn; None without one."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    path = folder / "chat_template.jinja"
-    if not path.exists():
-        return None
-    template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(path.read_text("utf-8"))
-    return lambda text: template.render(messages=[{"role": "user", "content": text}], add_generation_prompt=True)
 
 
 def _floor(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]) -> System:
@@ -190,7 +166,8 @@ def _floor(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]) 
     saved = pickle.dumps(model)
     start = time.perf_counter()
     pickle.loads(saved)
-    return System(_sklearn_predictor(model, task), len(saved), time.perf_counter() - start, note)
+    predict = _sklearn_predictor(model, task)
+    return System(lambda text: labelled(predict(text), task), len(saved), time.perf_counter() - start, note)
 
 
 def _sklearn_predictor(model: Any, task: Task) -> Predict:
@@ -203,11 +180,8 @@ def _sklearn_predictor(model: Any, task: Task) -> Predict:
     return predict
 
 
-def _agreement(predict: Predict, task: Task, pairs: Sequence[Pair]) -> float:
-    hits = 0
-    for row, annotation in pairs:
-        chances = predict(row.text)
-        hits += task.written(task.chosen(chances)) == annotation.label
+def _agreement(answer: Callable[[str], Answer], pairs: Sequence[Pair]) -> float:
+    hits = sum(answer(row.text).label == annotation.label for row, annotation in pairs)
     return hits / len(pairs) if pairs else math.nan
 
 

@@ -17,9 +17,14 @@ from edgestill.distill.recipe import Recipe
 from edgestill.runtime.errors import UsageError
 from edgestill.runtime.task import ANSWER_SUFFIX, RATIONALE_SUFFIX, Label, Task, first_token_ids
 
+# The most that a student writes where the recipe does not say: an answer, and a reason with the answer behind it.
+ANSWER_TOKENS, CHAIN_TOKENS = 32, 256
+
 
 def build_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
     """The finished task: labels with their answer tokens, prompt suffixes, limits and the end-of-sequence id.
+
+    A task that generates has no labels: what is written is the answer.
 
     `answer: path` lets the first token of each label's name answer for it and needs these tokens to differ;
     `answer: token` gives each label a vocabulary token of its own, written before the name: see `answer_words`. `auto`
@@ -30,6 +35,8 @@ def build_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
     """
     if recipe.the_student.kind == "encoder":
         return _head_task(recipe, base, tokenizer)
+    if recipe.task.is_written:
+        return _written_task(recipe, base, tokenizer)
     names = list(recipe.task.labels)
     first = first_token_ids(tokenizer, [" " + name for name in names])
     distinct = len(set(first)) == len(first)
@@ -59,6 +66,30 @@ def build_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
         eos_token_id=_eos_token_id(base, tokenizer),
         redact=recipe.teacher.redact,
         none=recipe.task.none,
+        choices=recipe.task.choices,
+    )
+
+
+def _written_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
+    """The task of a student that writes its answer; in a chain the reason is part of it and no task of its own."""
+    chain = recipe.train.objective == "chain"
+    return Task(
+        kind=recipe.task.kind,
+        instruction=recipe.task.instruction,
+        labels=(),
+        text=recipe.data.text,
+        answer="text",
+        answer_suffix=ANSWER_SUFFIX,
+        rationale_suffix=RATIONALE_SUFFIX if recipe.learns_rationale else None,
+        max_text_tokens=recipe.data.max_text_tokens,
+        too_long=recipe.data.too_long,
+        bos_token_id=_bos_token_id(tokenizer),
+        eos_token_id=_eos_token_id(base, tokenizer),
+        redact=recipe.teacher.redact,
+        match=recipe.task.match,
+        answer_pattern=recipe.task.answer_pattern,
+        max_answer_tokens=recipe.task.max_answer_tokens or (CHAIN_TOKENS if chain else ANSWER_TOKENS),
+        chain=chain,
     )
 
 
@@ -87,6 +118,7 @@ def _head_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
         eos_token_id=around[1],
         redact=recipe.teacher.redact,
         none=recipe.task.none,
+        choices=recipe.task.choices,
     )
 
 

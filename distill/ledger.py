@@ -10,13 +10,22 @@ from decimal import Decimal
 from typing import Any
 
 from edgestill.distill.dataset import Row
+from edgestill.distill.rationales import RationaleTally, facts_line
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.teacher.budget import Tokens, usd_text
 from edgestill.distill.teacher.protocol import Annotation, Rejection, Spending
 from edgestill.distill.teacher.section import Price
 from edgestill.runtime.metrics import wilson
 
-Answer = Annotation | Rejection | None
+
+@dataclass(frozen=True)
+class NotSelected:
+    """A row that nobody was asked about: the recipe's strategy wanted others."""
+
+    row_id: str
+
+
+Answer = Annotation | Rejection | NotSelected | None
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,9 @@ class Ledger:
     - `usd_per_1000_requests`: the teacher's price of an answer, over the test rows, without votes.
 
     `cached` counts answers used here that this run did not buy. `self_agreement` is how often a second, equal request
-    got the same label: the ceiling for a student's agreement. `stopped` says why asking ended early.
+    got the same label: the ceiling for a student's agreement. `rationale_facts` says what the reasons are like, see
+    `RationaleTally.facts`. `stopped` says why asking ended early. `selection` tells what a strategy that did not ask
+    about all rows chose, see `annotate`.
     """
 
     inputs_sha256: str
@@ -62,6 +73,8 @@ class Ledger:
     stopped: str | None
     rows_sha256: str
     not_selected: int = 0
+    selection: dict[str, Any] | None = None
+    rationale_facts: dict[str, Any] | None = None
     schema: str = "edgestill-annotations/2"
 
     @property
@@ -71,12 +84,15 @@ class Ledger:
         money = "unknown (no price in the recipe)" if self.spent_usd is None else f"{_short(self.spent_usd)} USD"
         per = "" if self.usd_per_label is None else f", {_short(self.usd_per_label)} USD a usable label"
         lines = [
-            f"{self.rows} rows: {self.accepted} accepted, rejected: {reasons}, {self.pending} pending",
+            f"{self.rows} rows: {self.accepted} accepted, rejected: {reasons}, {self.pending} pending"
+            + (f", {self.not_selected} not selected" if self.not_selected else ""),
             f"{self.requests} requests sent, {self.cached} answers from the cache or a file; spent {money}{per}",
         ]
         if (again := self.self_agreement) is not None:
             interval = f"[{again['low']:.1%}, {again['high']:.1%}]"
             lines.append(f"asked twice, {again['rows']} rows get the same label in {again['share']:.1%} {interval}")
+        if self.rationale_facts is not None:
+            lines.append(facts_line(self.rationale_facts))
         return "\n".join(lines)
 
     @property
@@ -84,16 +100,22 @@ class Ledger:
         """Rows that the same command would ask again."""
         return self.pending + self.rejected.get("endpoint_error", 0)
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the same command would ask again: about rows that it asked before, or about some not chosen yet."""
+        return self.unfinished > 0 or (self.not_selected > 0 and self.stopped is not None)
+
 
 class Tally:
     """Counts while rows stream by: memory does not grow with the rows."""
 
     def __init__(self) -> None:
-        self.rows = self.accepted = self.pending = self.corrected = self.cached = self.rationales = 0
+        self.rows = self.accepted = self.pending = self.corrected = self.cached = 0
         self.rejected: Counter[str] = Counter()
         self.splits: Counter[str] = Counter()
         self.agrees: Counter[bool] = Counter()
         self.not_selected = 0
+        self.reasons = RationaleTally()
         self.tokens: Tokens | None = Tokens()
         self.test_tokens: Tokens | None = Tokens()
 
@@ -103,6 +125,9 @@ class Tally:
         if answer is None:
             self.pending += 1
             return
+        if isinstance(answer, NotSelected):
+            self.not_selected += 1
+            return
         self.cached += answer.requests - answer.bought_here
         self.tokens = _plus(self.tokens, _tokens(answer))
         if isinstance(answer, Rejection):
@@ -111,7 +136,8 @@ class Tally:
         self.accepted += 1
         self.splits[row.split] += 1
         self.corrected += answer.corrected
-        self.rationales += answer.rationale is not None
+        if answer.rationale:
+            self.reasons.add(answer.rationale)
         if answer.agrees is not None:
             self.agrees[answer.agrees] += 1
         if row.split == "test":
@@ -138,15 +164,16 @@ class Tally:
             spent_usd=spending.usd,
             spent_usd_by_split=spending.usd_by_split,
             recorded_usd=None if recorded is None else usd_text(recorded),
-            usd_per_label=_each(recorded, self.accepted),
-            usd_per_rationale=_each(recorded, self.rationales),
+            usd_per_label=usd_each(recorded, self.accepted),
+            usd_per_rationale=usd_each(recorded, self.reasons.count),
             usd_per_1000_requests=None if per_test is None or not tests else float(per_test / tests * 1000),
             prompt_tokens=None if self.tokens is None else self.tokens.prompt,
             completion_tokens=None if self.tokens is None else self.tokens.completion,
-            rationales=self.rationales,
+            rationales=self.reasons.count,
             self_agreement=_agreement(self.agrees),
             splits=dict(self.splits),
             not_selected=self.not_selected,
+            rationale_facts=self.reasons.facts(self.accepted),
             **facts,
         )
 
@@ -159,8 +186,10 @@ def row_usd(price: Mapping[str, str | None] | None, answer: Answer) -> Decimal |
 
 def _tokens(answer: Answer, with_extra: bool = True) -> Tokens | None:
     """What a row's answer took; None when the endpoint told none."""
-    if answer is None or answer.prompt_tokens is None or answer.completion_tokens is None:
-        return None if answer is not None else Tokens()
+    if answer is None or isinstance(answer, NotSelected):
+        return Tokens()
+    if answer.prompt_tokens is None or answer.completion_tokens is None:
+        return None
     own = Tokens(answer.prompt_tokens, answer.cached_tokens or 0, answer.completion_tokens)
     if not with_extra or not isinstance(answer, Annotation):
         return own
@@ -173,7 +202,7 @@ def _plus(total: Tokens | None, more: Tokens | None) -> Tokens | None:
     return None if total is None or more is None else total + more
 
 
-def _each(usd: Decimal | None, count: int) -> str | None:
+def usd_each(usd: Decimal | None, count: int) -> str | None:
     """The money divided by a count, to 9 places; None where one of them is not there."""
     return None if usd is None or not count else f"{(usd / count).quantize(Decimal('1e-9')):f}"
 

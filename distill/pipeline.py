@@ -18,8 +18,9 @@ from edgestill.distill.plan import Plan, StudentPlan
 from edgestill.distill.recipe import read_recipe, resolve
 from edgestill.distill.run import GRID_FOLDER, StudentRun
 from edgestill.distill.run import MANIFEST_NAME as RUN_NAME
+from edgestill.distill.select.open import fresh_student, open_for
 from edgestill.distill.student_section import GRID_VERSION, TRAINING_VERSION
-from edgestill.distill.teacher.open import open_teacher, teacher_fingerprint
+from edgestill.distill.teacher.open import teacher_fingerprint
 from edgestill.distill.teacher.prompt import teacher_prompt
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError
@@ -32,18 +33,19 @@ WEIGHTS_FOLDER = {"causal": "adapter", "encoder": "model"}
 
 
 def run_annotate(plan: Plan, folder: Path, progress: Progress) -> tuple[tuple[Ledger, EdgestillError | None], bool]:
-    """Annotate all rows into `folder`; ((ledger, why it stopped early), whether it was done already)."""
+    """Annotate the rows into `folder`; ((ledger, why it stopped early), whether it was done already)."""
     data = load_dataset(plan.recipe, plan.recipe_path)
     corrections = read_corrections(plan.recipe, plan.recipe_path, data.rows)
     known = _finished_ledger(folder)
-    if known is not None and known.recipe_sha256 == plan.recipe.sha256() and not known.unfinished:
+    if known is not None and known.recipe_sha256 == plan.recipe.sha256() and not known.goes_on:
         fingerprint = teacher_fingerprint(plan.recipe, plan.recipe_path)
         if known.inputs_sha256 == annotations_inputs(plan.recipe, data, fingerprint, corrections):
             return (known, None), True  # with another price, say, the answers stand and are counted again
-    teacher = open_teacher(plan.recipe, plan.recipe_path, folder, data.rows)
+    teacher = open_for(plan, folder, data.rows)
     told = lambda done, total: progress(f"annotate, {teacher.spent_so_far()}", done, total)  # noqa: E731
     try:
-        return annotate(plan.recipe, data, teacher, plan.fits, folder, told, corrections), False
+        train = fresh_student(plan, progress)
+        return annotate(plan.recipe, data, teacher, plan.fits, folder, told, corrections, train), False
     except OSError as error:
         raise manifest.disk_error(folder, error) from error
     finally:
@@ -101,6 +103,8 @@ def _finished_annotations(plan: StudentPlan, annotations: Path) -> Ledger:
         raise EdgestillError(f"{annotations} was made from another recipe or other data", again)
     if ledger.pending:
         raise EdgestillError(f"{ledger.pending} of {ledger.rows} rows are pending", again)
+    if ledger.not_selected and ledger.stopped is not None:
+        raise EdgestillError(f"annotate stopped before all rows were chosen: {ledger.stopped}", again)
     return ledger
 
 
@@ -238,9 +242,9 @@ def _evaluate_all(
 
 
 def _systems(plan: StudentPlan) -> list[str]:
-    """What runs on the test rows in torch or scikit-learn: an untrained head or a base with a hole cannot answer."""
+    """What runs on the test rows in torch or scikit-learn: an untrained head, a base with a hole or words cannot."""
     section, against = plan.recipe.the_student, plan.recipe.bench.against
-    can_answer = {"base": section.kind == "causal" and section.layers is None, "floor": True}
+    can_answer = {"base": section.kind == "causal" and section.layers is None, "floor": not plan.task.is_written}
     return ["student", *(name for name in ("base", "floor") if name in against and can_answer[name])]
 
 

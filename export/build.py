@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgestill.distill.run import StudentRun
 from edgestill.export.grid import Floats, Grid, Kind
 from edgestill.runtime.bundle import ONNX, ONNX_LABELS
+from edgestill.runtime.errors import UsageError
 from edgestill.runtime.task import Task
 
 Reader = Callable[[Path, dict[str, Any]], Iterator[tuple[str, Floats]]]
@@ -46,8 +47,14 @@ class Build:
 
 
 def engines_of(export: Mapping[str, Any], task: Task) -> tuple[str, ...]:
-    """What is built by the recipe's section: its artifacts, and of a student that writes the graph that only labels."""
+    """What is built by the recipe's section: its artifacts, and of a student that writes the graph that only labels.
+
+    Raises:
+        UsageError: such a graph for a task that generates, which has no labels.
+    """
     specialised = export.get("specialise") and not task.is_head
+    if specialised and task.is_written:
+        raise UsageError("export.specialise: a graph that only labels, but the task generates", "take it away")
     return (*export["artifacts"], *((ONNX_LABELS,) if specialised else ()))
 
 

@@ -29,11 +29,16 @@ def calibrate(
 ) -> Calibration | None:
     """One temperature for each engine; None with fewer than `MIN_ROWS` judged rows. The judge is the teacher.
 
+    None for a task that generates too: its confidence is the probability of one text among all, to which no outcomes
+    that a temperature could be fitted to are known.
+
     Args:
         answers: by engine, the (N, L) probabilities of the first N of `rows`, as `decode.task_probabilities`.
         rows: of dev.jsonl, with the teacher's label.
         task: whose labels they are.
     """
+    if task.is_written:
+        return None
     answered = rows[: min(map(len, answers.values()))]
     places = [i for i, row in enumerate(answered) if row.get("label") is not None]
     if len(places) < MIN_ROWS:
@@ -70,9 +75,10 @@ def fit_temperature(odds: Probabilities, truth: Places) -> float:
         odds: (M, K) log-probabilities of the K outcomes, up to a constant a row.
         truth: (M,) the outcome that was right.
     """
-    decisions, outcomes = odds.shape
+    decisions = len(odds)
     spread = 1 / (decisions + 1)
-    wanted = np.full(odds.shape, spread / outcomes)
+    possible = odds > log_odds(np.zeros((1, 1)), each_its_own=False)  # not a letter that a row has no choice for
+    wanted = spread * possible / possible.sum(1, keepdims=True)
     wanted[np.arange(decisions), truth] += 1 - spread
     low, high = 1 / HIGHEST, 1 / LOWEST
     for _ in range(STEPS):

@@ -14,18 +14,18 @@ from edgestill.runtime.task import Task
 CARD = """---
 license: {license}
 base_model: {base}
-tags: [edgestill, {tags}, text-classification, distillation]
+tags: [edgestill, {tags}, {hub_task}, distillation]
 ---
 # {name}
 
 {instruction}
 
-{kind}: {labels}.
+{kind}
 
 A small student distilled by edgestill from the teacher **{teacher}** ({teacher_kind}; licence note: {license_note}).
 
 - Base: `{base}`, weights {weights_note}, tokenizer {tokenizer_origin}.
-- Trained on {train} rows with the teacher's labels{reasons}; {dev} rows held out for development,
+- Trained on {train} rows with the teacher's {answers}{reasons}; {dev} rows held out for development,
   {test} for the report.
 - {parameters:,} parameters at {bits:.2f} bits a weight on one grid; {formats} exactly these numbers.
 - Results are in the report of this build; the rows and the predictions behind them lie in `reference/`.
@@ -42,6 +42,7 @@ from edgestill.runtime import load
 student = load("path/to/this/folder")
 print(student.predict("{example}"))
 ```
+{shown}
 Other programs: {others}
 {hub}
 """
@@ -65,8 +66,10 @@ def model_card(build: Build, grid: Grid, example: str, others: str, gates: Seque
         tags=", ".join(engines),
         name=run.name,
         instruction=task.instruction,
-        kind="Labels, any number of them for a text" if task.is_multilabel else "Labels",
-        labels=", ".join(task.label_names),
+        hub_task="text-generation" if task.is_written else "text-classification",
+        kind=_answers(task),
+        answers="answers" if task.is_written or task.choices else "labels",
+        shown=_shown(task),
         teacher=run.teacher["name"],
         teacher_kind=run.teacher["kind"],
         license_note=run.teacher["license_note"] or "none given",
@@ -75,15 +78,33 @@ def model_card(build: Build, grid: Grid, example: str, others: str, gates: Seque
         train=run.rows["train"],
         dev=run.rows["dev"],
         test=run.rows["test"],
-        reasons=" and reasons" if task.rationale_suffix else "",
+        reasons=" and reasons" if task.rationale_suffix or task.chain else "",
         parameters=grid.parameters,
         bits=grid.bits_per_weight,
         formats=" and ".join(map(str.upper, engines)) + (" hold" if len(engines) > 1 else " holds"),
-        example=example.replace('"', "'"),
+        example=example.replace('"', "'").replace("\n", "\\n"),
         others=others,
         gates=gate_table(gates),
         hub=_hub(build),
     )
+
+
+def _answers(task: Task) -> str:
+    """The sentence about which answers there are."""
+    if task.is_written:
+        kind = {"number": "a number", "f1": "a few words, compared by their tokens"}.get(task.match, "a short text")
+        return f"It writes its answer, {kind}{' after its reason' if task.chain else ''}."
+    if task.choices is not None:
+        return f"Each text brings 2 to {len(task.labels)} choices (field `{task.choices}`); the answer is a letter."
+    kind = "Labels, any number of them for a text" if task.is_multilabel else "Labels"
+    return f"{kind}: {', '.join(task.label_names)}."
+
+
+def _shown(task: Task) -> str:
+    """What of a prediction is the answer, where a label is not."""
+    if task.is_written:
+        return "`.label` is the answer as it is compared, `.text` all that was written.\n"
+    return "`.label` is the letter, `.choice` the words of that choice.\n" if task.choices is not None else ""
 
 
 def _hub(build: Build) -> str:
@@ -97,7 +118,7 @@ def _hub(build: Build) -> str:
 
 def modelfile(task: Task, gguf: str, stop: str) -> str:
     """Ollama's Modelfile for a student that writes: `gguf` is its file, `stop` the token that ends an answer."""
-    return MODELFILE.format(gguf=gguf, suffix=task.answer_suffix, stop=stop)
+    return MODELFILE.format(gguf=gguf, suffix=task.prompt_suffix, stop=stop)
 
 
 def genai_config(grid: Grid, task: Task, onnx_path: str) -> dict[str, Any]:

@@ -4,12 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from edgestill.distill.run import GRID_FOLDER, GRID_NAME
 from edgestill.distill.student.merge import merge
+from edgestill.distill.torch_session import TorchSession
 from edgestill.export import cards, parity
 from edgestill.export.architecture import exact_norms, read_shape, storage_kind, tensor_names
 from edgestill.export.build import Compiler, Logits, Reader
@@ -17,7 +14,6 @@ from edgestill.export.grid import Grid, read_grid
 from edgestill.export.weights import empty_model, load_grid, to_grid
 from edgestill.runtime import manifest
 from edgestill.runtime.bundle import ONNX_LABELS
-from edgestill.runtime.task import ANSWER_ROOM_TOKENS
 
 
 class DecoderCompiler(Compiler):
@@ -65,7 +61,7 @@ class DecoderCompiler(Compiler):
         from edgestill.export.onnx_labels import write_labels
 
         task = self.build.task
-        longest_tokens = task.max_text_tokens + ANSWER_ROOM_TOKENS
+        longest_tokens = task.max_text_tokens + task.room_tokens
         write_labels(grid, [label.token_id for label in task.labels], longest_tokens, path)
 
     def _write_gguf(self, grid: Grid, path: Path, texts: list[str]) -> dict[str, Any]:
@@ -84,14 +80,9 @@ class DecoderCompiler(Compiler):
         return {"onnx": parity.read_onnx, "gguf": parity.read_gguf}
 
     def logits(self, grid: Grid) -> Logits:
-        """Logits of the token that follows, (V,)."""
+        """Logits of the token that follows, (V,); what two calls share at their beginning is computed once."""
         model = load_grid(self._model or empty_model(self.build.student), grid)
-
-        def following(ids: list[int]) -> NDArray[np.float32]:
-            with torch.inference_mode():
-                return np.asarray(model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[0, -1])
-
-        return following
+        return TorchSession(model, self.context_tokens()).logits
 
     def context_tokens(self) -> int:
         """The rope tables' length."""
@@ -99,7 +90,7 @@ class DecoderCompiler(Compiler):
 
     def for_other_programs(self) -> str:
         """Which programs open what, and how the prompt ends."""
-        suffix = self.build.task.answer_suffix.encode("unicode_escape").decode()
+        suffix = self.build.task.prompt_suffix.encode("unicode_escape").decode()
         programs = {"onnx": "onnxruntime-genai loads this folder", "gguf": "llama.cpp loads `gguf/`"}
         said = "; ".join(said for engine, said in programs.items() if engine in self.build.artifacts)
         return f"{said}. The prompt is the text followed by\n`{suffix}`; the answer is the text that follows."

@@ -19,8 +19,8 @@ from edgestill.export import cards, parity, web
 from edgestill.export.build import Build, Compiler, engines_of
 from edgestill.export.calibrate import calibrate
 from edgestill.export.gates.answers import ANSWER_ROWS
-from edgestill.export.gates.check import answer_checks, file_gates
-from edgestill.export.gates.reference import golden_rows, references
+from edgestill.export.gates.check import answer_checks, file_gates, torch_answers
+from edgestill.export.gates.reference import golden_rows
 from edgestill.export.gates.tokens import probe_texts
 from edgestill.export.grid import Grid
 from edgestill.export.plan import check_base
@@ -114,7 +114,7 @@ def _build_in(build: Build, chain: dict[str, str], progress: Progress) -> Bundle
     gates = file_gates(build, read, numbers, parity.tokenizer_probes(probes))
     progress("export", 4, steps)
     logits = compiler.logits(grid)
-    wanted = references(logits, build.task, tokenizer, rows[:ANSWER_ROWS])
+    wanted = torch_answers(logits, build.task, tokenizer, rows[:ANSWER_ROWS])
     manifest.write_jsonl(build.folder / "golden.jsonl", golden_rows(wanted[:GOLDEN_ROWS], build.task))
     progress("export", 5, steps)
     answers, more = answer_checks(build, grid, logits, wanted)

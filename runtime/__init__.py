@@ -9,14 +9,15 @@ if TYPE_CHECKING:
     from edgestill.runtime.errors import EdgestillError
     from edgestill.runtime.pipelines import pipeline
     from edgestill.runtime.prediction import Prediction
-    from edgestill.runtime.student import SelfCheck, Student, load
+    from edgestill.runtime.selfcheck import SelfCheck
+    from edgestill.runtime.student import Student, load
 
 __all__ = ["EdgestillError", "Prediction", "SelfCheck", "Student", "load", "pipeline"]
 
 _ROOM_OF = {
     "EdgestillError": "errors",
     "Prediction": "prediction",
-    "SelfCheck": "student",
+    "SelfCheck": "selfcheck",
     "Student": "student",
     "load": "student",
     "pipeline": "pipelines",

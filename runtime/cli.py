@@ -17,7 +17,9 @@ import typer
 from edgestill.runtime.errors import EdgestillError, UsageError, missing_package
 from edgestill.runtime.stages import Stages
 from edgestill.runtime.terminal import BundleFolder, Json, Out, RecipeFile, Strict, answer
+from edgestill.runtime.verbs_experiment import EXPERIMENT_VERBS
 from edgestill.runtime.verbs_export import EXPORT_VERBS, BaseModel, Calibrate, Schemes, export_model
+from edgestill.runtime.verbs_prompts import PROMPT_VERBS
 from edgestill.runtime.verbs_report import REPORT_VERBS
 from edgestill.runtime.verbs_serve import SERVE_VERBS
 from edgestill.runtime.verbs_teacher import TEACHER_VERBS
@@ -60,7 +62,7 @@ def example(
     answer(as_json, {"folder": str(folder)}, f"Wrote {folder}", f"edgestill build {folder}/recipe.yaml")
 
 
-for verb in TEACHER_VERBS:
+for verb in (*TEACHER_VERBS, *PROMPT_VERBS):
     app.command()(verb)
 
 
@@ -233,7 +235,7 @@ def _answer_report(as_json: bool, report: Any, bundle: Path) -> None:
     answer(as_json, dataclasses.asdict(report), terminal_table(report), f"edgestill run {bundle} {text}")
 
 
-for verb in (*REPORT_VERBS, *SERVE_VERBS, *EXPORT_VERBS):
+for verb in (*REPORT_VERBS, *SERVE_VERBS, *EXPERIMENT_VERBS, *EXPORT_VERBS):
     app.command()(verb)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgestill.runtime.session import Session
+from edgestill.runtime.session import Logits, Session
 from edgestill.runtime.task import Task, template_fields
 
 Probabilities = NDArray[np.float64]
@@ -33,10 +33,17 @@ def independent_probabilities(logits: NDArray[Any], token_ids: Sequence[int]) ->
     return np.asarray((1 + np.tanh(half)) / 2)  # as 1 / (1 + exp(-x)), but nothing overflows
 
 
-def task_probabilities(logits: NDArray[Any], task: Task) -> Probabilities:
-    """What the task's labels get at the answer's position, (V,) -> (L,): shares of 1, of a set each its own."""
-    probabilities = independent_probabilities if task.is_multilabel else label_probabilities
-    return probabilities(logits, [label.token_id for label in task.labels])
+def task_probabilities(logits: NDArray[Any], task: Task, text: str = "") -> Probabilities:
+    """What the task's labels get at the answer's position, (V,) -> (L,): shares of 1, of a set each its own.
+
+    Of a task with choices the letters that the filled `text`, wanted then, has no choice for get 0, and the others
+    share the 1. A task that generates has no labels, L = 0.
+    """
+    ids = [label.token_id for label in task.labels]
+    if task.is_multilabel:
+        return independent_probabilities(logits, ids)
+    asked = ids[: len(task.choices_in(text))] if task.choices is not None else ids
+    return np.pad(label_probabilities(logits, asked), (0, len(ids) - len(asked))) if ids else np.zeros(0)
 
 
 def constant_prefix(task: Task, tokenizer: Any) -> list[int]:
@@ -113,12 +120,22 @@ def greedy(session: Session, prompt: Sequence[int], stop_ids: Sequence[int], max
     Raises:
         EdgestillError: the session's own, for a prompt that it does not take.
     """
+    for token, _ in greedy_steps(session, prompt, stop_ids, max_new_tokens):
+        if token not in stop_ids:
+            yield token
+
+
+def greedy_steps(
+    session: Session, prompt: Sequence[int], stop_ids: Sequence[int], max_new_tokens: int
+) -> Iterator[tuple[int, Logits]]:
+    """`greedy` with the (V,) logits that each token was chosen from; the stop id is yielded, and the last."""
     ids = list(prompt)
     for _ in range(min(max_new_tokens, max(1, session.max_tokens - len(ids)))):
-        token = int(session.logits(ids).argmax())
+        logits = session.logits(ids)
+        token = int(logits.argmax())
+        yield token, logits
         if token in stop_ids:
             return
-        yield token
         ids.append(token)
 
 

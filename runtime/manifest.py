@@ -19,6 +19,7 @@ from edgestill.runtime.errors import EdgestillError
 
 T = TypeVar("T")
 PARTIAL_SUFFIX = ".partial"
+LATER = {"later": True}  # metadata of a field that came into its schema after the first files: it may be missing
 
 
 def sha256_file(path: Path) -> str:
@@ -124,10 +125,11 @@ def _build(cls: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(cls), typing.get_args(cls)
     if dataclasses.is_dataclass(cls) and isinstance(cls, type):
         hints = typing.get_type_hints(cls)
-        if not isinstance(value, dict) or set(value) != set(hints):
+        late = {field.name for field in dataclasses.fields(cls) if field.metadata == LATER}
+        if not isinstance(value, dict) or not set(hints) - late <= set(value) <= set(hints):
             found = sorted(value) if isinstance(value, dict) else type(value).__name__
             raise EdgestillError(f"{where} holds {found}, wanted the keys {sorted(hints)}")
-        return cls(**{key: _build(hints[key], value[key], f"{where}:{key}") for key in hints})
+        return cls(**{key: _build(hints[key], value[key], f"{where}:{key}") for key in hints if key in value})
     if origin is tuple and isinstance(value, list):
         return tuple(_build(arguments[0], item, where) for item in value)
     if origin is dict and isinstance(value, dict):

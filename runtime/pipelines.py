@@ -62,14 +62,17 @@ def pipeline(
         options: of `load`: engine, threads, max_tokens.
 
     Raises:
-        UsageError: another task, or options beside a loaded student.
+        UsageError: another task, options beside a loaded student, or a student that writes its answer.
         EdgestillError: as `load`.
     """
     if task != TASK:
         raise UsageError(f"task {task!r}, wanted {TASK!r}", "for free text, load the bundle and call generate")
     if isinstance(model, Student) and options:
         raise UsageError(f"options {sorted(options)} beside a loaded student", "give them to load")
-    return TextClassification(model if isinstance(model, Student) else load(model, **options), top_k)
+    student = model if isinstance(model, Student) else load(model, **options)
+    if student.task.is_written:
+        raise UsageError("this student writes its answer, which has no labels to score", "load it and call predict")
+    return TextClassification(student, top_k)
 
 
 def _shaped(found: Prediction, top_k: int | str | None) -> Scored | list[Scored]:

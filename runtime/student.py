@@ -4,21 +4,31 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from edgestill.runtime import decode, manifest
+from edgestill.runtime import decode
 from edgestill.runtime.bundle import ONNX, ONNX_LABELS, Artifact, Bundle, load_bundle, load_task, other_programs
 from edgestill.runtime.confidence import load_temperature
 from edgestill.runtime.device import usable_cores
 from edgestill.runtime.errors import EdgestillError, UsageError
 from edgestill.runtime.gguf_session import INSTALL_COMMAND, GgufEncoderSession, GgufSession
 from edgestill.runtime.onnx_session import OnnxEncoderSession, OnnxSession
-from edgestill.runtime.prediction import Prediction, checked_labels, checked_threshold, of_labels, of_task
-from edgestill.runtime.session import Logits, Session
-from edgestill.runtime.task import ANSWER_ROOM_TOKENS, Task, load_tokenizer
+from edgestill.runtime.prediction import (
+    Asked,
+    Prediction,
+    answer,
+    answers,
+    checked_labels,
+    checked_threshold,
+    of_labels,
+)
+from edgestill.runtime.selfcheck import SelfCheck, selfcheck
+from edgestill.runtime.session import Session
+from edgestill.runtime.task import Task, load_tokenizer
+from edgestill.runtime.written import reason_asked, reason_in
 
 ENGINES = {ONNX: OnnxSession, ONNX_LABELS: OnnxEncoderSession, "gguf": GgufSession}
 ENCODER_ENGINES = {ONNX: OnnxEncoderSession, "gguf": GgufEncoderSession}
@@ -34,15 +44,6 @@ DEFAULT_MAX_TOKENS = 1024
 CHUNK_ROWS = 32
 
 Fields = str | Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class SelfCheck:
-    """How this device's answers differ from those of the trained weights, over the bundle's golden rows."""
-
-    rows: int
-    labels_changed: int
-    max_probability_difference: float
 
 
 class Student:
@@ -78,7 +79,7 @@ class Student:
     def predict(
         self, fields: Fields, labels: Sequence[str] | None = None, abstain_below: float | None = None
     ) -> Prediction:
-        """Label one text: all probabilities from one position of one forward pass.
+        """Answer one text: all labels' probabilities from one position of one forward pass, or what is written.
 
         Args:
             fields: the text, or the template's fields by name.
@@ -100,19 +101,22 @@ class Student:
     def _answer(self, text: str, labels: Sequence[str] | None, start: float, abstain_below: float) -> Prediction:
         if labels is not None:
             self._must_write("predict without labels=, or train with the labels you want")
-            answers = [self._answer_ids(name) for name in checked_labels(labels)]
-        ids = self.task.encode(self._tokenizer, text)
-        with self._fresh_session(writes=labels is not None) as session:
+            names = [self._answer_ids(name) for name in checked_labels(labels)]
+        asked = self._asked(text)
+        with self._fresh_session(writes=labels is not None or self.task.is_written) as session:
             if labels is None:
-                found = self._of_task(session.logits(ids))
+                found = answer(session, self._outputs, self._tokenizer, asked, self._temperature)
             else:
-                found = of_labels(decode.trie_probabilities(session, ids, answers), labels)
+                found = of_labels(decode.trie_probabilities(session, asked.ids, names), labels, asked)
         elapsed_ms, abstained = (time.perf_counter() - start) * 1e3, found.confidence < abstain_below
-        return replace(found, latency_ms=elapsed_ms, prompt_tokens=len(ids), abstained=abstained)
+        return replace(found, latency_ms=elapsed_ms, abstained=abstained)
 
-    def _of_task(self, logits: Logits) -> Prediction:
-        temperature = self.calibration.temperature if self.calibration else 1.0
-        return of_task(decode.task_probabilities(logits, self._outputs), self.task, temperature)
+    def _asked(self, text: str) -> Asked:
+        return Asked(text, self.task.encode(self._tokenizer, text))
+
+    @property
+    def _temperature(self) -> float:
+        return self.calibration.temperature if self.calibration else 1.0
 
     def predict_many(self, rows: Iterable[Fields], abstain_below: float | None = None) -> Iterator[Prediction]:
         """`predict` for each row, in order and lazily: `CHUNK_ROWS` are read ahead and answered together.
@@ -126,41 +130,41 @@ class Student:
         failure: Exception | None = None
         more = True
         while more and failure is None:
-            start, prompts = time.perf_counter(), list[list[int]]()
+            start, asked = time.perf_counter(), list[Asked]()
             try:
                 for row in islice(rows, CHUNK_ROWS):
-                    ids = self.task.encode(self._tokenizer, self.task.fill(row))
-                    if len(ids) > self._session.max_tokens:
+                    one = self._asked(self.task.fill(row))
+                    if len(one.ids) > self._session.max_tokens:
                         self.predict(row)  # says why not
-                    prompts.append(ids)
+                    self.task.choices_in(one.text)
+                    asked.append(one)
             except Exception as error:  # perhaps of the caller's own rows
                 failure = error
-            more = len(prompts) == CHUNK_ROWS
-            found = self._together(prompts) if prompts else []
+            more = len(asked) == CHUNK_ROWS
+            found = self._together(asked) if asked else []
             each_ms = (time.perf_counter() - start) * 1e3 / max(len(found), 1)
-            for one, ids in zip(found, prompts, strict=True):
-                abstained = one.confidence < abstain_below
-                yield replace(one, latency_ms=each_ms, prompt_tokens=len(ids), abstained=abstained)
+            for each in found:
+                yield replace(each, latency_ms=each_ms, abstained=each.confidence < abstain_below)
         if failure is not None:
             raise failure
 
-    def _together(self, prompts: Sequence[Sequence[int]]) -> list[Prediction]:
-        with self._fresh_session() as session:
-            return [self._of_task(row) for row in session.logits_many(prompts)]
+    def _together(self, rows: Sequence[Asked]) -> list[Prediction]:
+        with self._fresh_session(writes=self.task.is_written) as session:
+            return list(answers(session, self._outputs, self._tokenizer, rows, self._temperature))
 
-    def explain(self, fields: Fields, max_new_tokens: int = 64) -> str:
+    def explain(self, fields: Fields, max_new_tokens: int | None = None) -> str:
         """The reason the student gives, generated on request only; `predict` never pays for it.
+
+        A student that writes its reason before the answer gives that one. At most `max_new_tokens`, by default 64 or
+        what the task gives reason and answer together.
 
         Raises:
             EdgestillError: the student is an encoder, or was trained without rationales.
         """
         self._must_write()
-        if self.task.rationale_suffix is None:
-            raise EdgestillError(
-                "this student was trained without rationales", "set task.rationale: true and train again"
-            )
-        ids = self.task.encode(self._tokenizer, self.task.fill(fields), self.task.rationale_suffix)
-        return "".join(self._generate(ids, max_new_tokens)).strip()
+        suffix, limit = reason_asked(self.task)
+        ids = self.task.encode(self._tokenizer, self.task.fill(fields), suffix)
+        return reason_in("".join(self._generate(ids, max_new_tokens or limit)), self.task)
 
     def generate(self, prompt: str, max_new_tokens: int = 64) -> str:
         """Greedy text after `prompt`, which is used as it is; stops at the end-of-sequence token.
@@ -189,13 +193,7 @@ class Student:
 
     def selfcheck(self) -> SelfCheck:
         """Answer the bundle's golden rows on this device and compare with the trained weights' answers."""
-        changed, worst, rows = 0, 0.0, 0
-        for row in manifest.read_jsonl(self.folder / "golden.jsonl"):
-            found = self.predict_text(row["text"])
-            rows += 1
-            changed += found.label != row["label"]
-            worst = max(worst, *(abs(found.probabilities[k] - v) for k, v in row["probabilities"].items()))
-        return SelfCheck(rows, changed, worst)
+        return selfcheck(self.predict_text, self.folder / "golden.jsonl")
 
     def info(self) -> dict[str, Any]:
         """What is loaded: name, engine, file, bytes, quantization, labels, base, limits, calibration (None without).
@@ -273,7 +271,7 @@ def load(
     bundle = load_bundle(folder)
     artifact = _choose(bundle, engine)
     task = load_task(folder)
-    needed = task.max_text_tokens + ANSWER_ROOM_TOKENS
+    needed = task.max_text_tokens + task.room_tokens
     limit = min(max_tokens or max(DEFAULT_MAX_TOKENS, needed), bundle.context_tokens)
     engines = ENCODER_ENGINES if task.is_head else ENGINES
 

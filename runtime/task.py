@@ -6,12 +6,14 @@ Does not run a model and does not know which engine will.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgestill.runtime import label_sets
+from edgestill.runtime.choices import split_choices, with_choices
 from edgestill.runtime.errors import EdgestillError
+from edgestill.runtime.manifest import LATER
 
 ANSWER_SUFFIX = "\nAnswer:"
 RATIONALE_SUFFIX = "\nReason:"
@@ -64,11 +66,11 @@ class Task:
     redact: tuple[str, ...] = ()
     none: str | None = None
     threshold: float = 0.5
-    choices: str | None = None
-    match: str = "exact"
-    answer_pattern: str | None = None
-    max_answer_tokens: int = 32
-    chain: bool = False
+    choices: str | None = field(default=None, metadata=LATER)
+    match: str = field(default="exact", metadata=LATER)
+    answer_pattern: str | None = field(default=None, metadata=LATER)
+    max_answer_tokens: int = field(default=32, metadata=LATER)
+    chain: bool = field(default=False, metadata=LATER)
     schema: str = "edgestill-task/2"
 
     @property
@@ -82,20 +84,65 @@ class Task:
         return self.kind == "multilabel"
 
     @property
+    def is_written(self) -> bool:
+        """Whether the student writes the answer, so that there are no labels and no probabilities of them."""
+        return self.kind == "generate"
+
+    @property
+    def prompt_suffix(self) -> str:
+        """What stands between the text and what the student writes: of a chain it writes the reason first."""
+        return RATIONALE_SUFFIX if self.chain else self.answer_suffix
+
+    @property
+    def room_tokens(self) -> int:
+        """Tokens to keep beside the longest text for the suffix, the answer and a reason."""
+        return ANSWER_ROOM_TOKENS + (self.max_answer_tokens if self.is_written else 0)
+
+    @property
     def label_names(self) -> list[str]:
         """Names in the order of every probability vector, length L."""
         return [label.name for label in self.labels]
 
     def fill(self, fields: str | Mapping[str, Any]) -> str:
-        """The text that is classified: the `text` template with its fields, outer blanks taken off, redacted.
+        """The text that is asked about: the `text` template with its fields, outer blanks taken off, redacted.
 
-        A plain string stands for the only field of the template. What matches a pattern of `redact` was hidden in
-        training too.
+        A plain string stands for the only field of the template, with the row's choices below it where it has any.
+        What matches a pattern of `redact` was hidden in training too.
 
         Raises:
-            EdgestillError: a field is missing, or the template has several and got a plain string, or nothing is left.
+            EdgestillError: a field is missing, or the template has several and got a plain string, or nothing is left,
+                or choices that are none.
         """
-        return redacted(fill_template(self.text, fields), self.redact)[0]
+        return redacted(self._filled(fields), self.redact)[0]
+
+    def _filled(self, fields: str | Mapping[str, Any]) -> str:
+        if self.choices is None:
+            return fill_template(self.text, fields)
+        if isinstance(fields, str):
+            above, choices = split_choices(fields)
+            return with_choices(fill_template(self.text, above), choices)
+        if fields.get(self.choices) is None:
+            raise EdgestillError(
+                f"the field {self.choices!r} is missing; found {sorted(fields)}", "it holds the row's list of choices"
+            )
+        return with_choices(fill_template(self.text, fields), fields[self.choices])
+
+    def choices_in(self, text: str) -> list[str]:
+        """The choices below a filled text; [] for a task whose rows have none.
+
+        Raises:
+            EdgestillError: none there, or more than the task has letters.
+        """
+        if self.choices is None:
+            return []
+        found = split_choices(text)[1]
+        if not 0 < len(found) <= len(self.labels):
+            most = self.label_names[-1]
+            raise EdgestillError(
+                f"the text ends in {len(found)} choices, wanted 2 to {len(self.labels)}",
+                f"write them below it, a line each, from 'A) ...' to '{most}) ...' at most",
+            )
+        return found
 
     def render(self, text: str, suffix: str) -> str:
         """The prompt as a string: `text` (already filled and cut) and a suffix."""
@@ -107,33 +154,40 @@ class Task:
         Args:
             tokenizer: a `tokenizers.Tokenizer`.
             text: what `fill` returned.
-            suffix: `answer_suffix` unless given.
+            suffix: `prompt_suffix` unless given.
 
         Raises:
             EdgestillError: the text is too long and the task refuses such texts.
         """
         text = self.cut(tokenizer, text)
-        ids = tokenizer.encode(self.render(text, suffix or self.answer_suffix), add_special_tokens=False).ids
+        ids = tokenizer.encode(self.render(text, suffix or self.prompt_suffix), add_special_tokens=False).ids
         first = [self.bos_token_id] if self.bos_token_id is not None else []
         return [*first, *ids, *([self.eos_token_id] if self.is_head else [])]
 
     def cut(self, tokenizer: Any, text: str) -> str:
-        """`text` shortened to `max_text_tokens` tokens by the rule `too_long`; unchanged when it is short enough."""
-        encoding = tokenizer.encode(text, add_special_tokens=False)
-        if len(encoding.ids) <= self.max_text_tokens:
+        """`text` shortened to `max_text_tokens` tokens by the rule `too_long`; unchanged when it is short enough.
+
+        What stands above the choices is cut, never the choices.
+        """
+        tokens = len(tokenizer.encode(text, add_special_tokens=False).ids)
+        if tokens <= self.max_text_tokens:
             return text
         if self.too_long == "refuse":
             raise EdgestillError(
-                f"the text has {len(encoding.ids)} tokens, the task takes at most {self.max_text_tokens}",
+                f"the text has {tokens} tokens, the task takes at most {self.max_text_tokens}",
                 "shorten it, or set data.too_long to cut_tail or cut_head and train again",
             )
-        for kept in range(self.max_text_tokens, 0, -1):  # a cut can make new tokens: rarely more than one try
+        above = split_choices(text)[0] if self.choices is not None else text
+        choices, encoding = text[len(above) :], tokenizer.encode(above, add_special_tokens=False)
+        room = self.max_text_tokens - (tokens - len(encoding.ids))
+        for kept in range(min(room, len(encoding.ids)), 0, -1):  # a cut can make new tokens: rarely more than one try
             if self.too_long == "cut_tail":
-                part = text[: encoding.offsets[kept - 1][1]].rstrip()
+                part = above[: encoding.offsets[kept - 1][1]].rstrip()
             else:
-                part = text[encoding.offsets[-kept][0] :].lstrip()
-            if part and len(tokenizer.encode(part, add_special_tokens=False).ids) <= self.max_text_tokens:
-                return part
+                part = above[encoding.offsets[-kept][0] :].lstrip()
+            whole = part + choices
+            if part and len(tokenizer.encode(whole, add_special_tokens=False).ids) <= self.max_text_tokens:
+                return whole
         raise EdgestillError(
             f"no part of the text fits into {self.max_text_tokens} tokens", "raise data.max_text_tokens"
         )

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from edgestill.runtime.bundle import changed_files, load_bundle
 from edgestill.runtime.errors import GateFailed, MissingPackage
-from edgestill.runtime.student import SelfCheck, load
+from edgestill.runtime.selfcheck import SelfCheck
+from edgestill.runtime.student import load
 
 MAX_LABELS_CHANGED_SHARE = 0.1
 

@@ -19,6 +19,7 @@ OURS = {
         "edgestill.distill.run",
         "edgestill.distill.student.encoder",
         "edgestill.distill.student.merge",
+        "edgestill.distill.torch_session",
     ),
     "benchmarks": ("edgestill.benchmarks", "edgestill.runtime"),
 }
@@ -33,6 +34,8 @@ OPENS_ANY_ROOM = {
     "runtime/cli.py": "the front door opens the room of the verb it was given",
     "runtime/verbs_teacher.py": "the same door: the verbs around the teacher",
     "runtime/verbs_export.py": "the same door: models that are no students",
+    "runtime/verbs_experiment.py": "the same door: arms by seeds, trained there and compared here",
+    "runtime/verbs_prompts.py": "the same door: looks for a better instruction",
     "runtime/verbs_report.py": "the same door: reports joined and compared",
     "runtime/stages.py": "the same door: composes the stages of one run",
 }

@@ -69,7 +69,8 @@ def systems_table(report: Report) -> Table:
     """One row a system, everything that is compared."""
     gold = (f"{metric_name(report)} %",) if report.has_gold else ()
     micro, alike = (("micro-F1 %",), "exact agreement") if report.is_multilabel else ((), "agreement")
-    header = ("system", *gold, *micro, "macro-F1 %", f"{alike} with the teacher %", "p50 ms", "p90 ms")
+    macro = ("macro-F1 %",) if report.is_multilabel or report.has_classes else ()
+    header = ("system", *gold, *micro, *macro, f"{alike} with the teacher %", "p50 ms", "p90 ms")
     costs = ("peak memory MB", "disk MB", "API USD per 1,000")
     rows = []
     for s in report.systems:
@@ -77,7 +78,7 @@ def systems_table(report: Report) -> Table:
         over_labels = (percent(s.micro_f1),) if report.is_multilabel else ()
         times = (short(s.latency_p50_ms), short(s.latency_p90_ms))
         sizes = (short(s.peak_rss_bytes, 1e6), short(s.bytes, 1e6), usd(s.api_usd_per_1000_requests))
-        f1 = (*over_labels, percent(s.macro_f1))
+        f1 = (*over_labels, *(percent(s.macro_f1) for _ in macro))
         rows.append((marked(s), *judged, *f1, percent(s.agreement), *times, *sizes))
     return Table((*header, *costs), tuple(rows))
 
@@ -102,8 +103,13 @@ def _comparison_cells(c: Comparison) -> tuple[str, ...]:
     return c.a, c.b, difference, str(c.only_a), str(c.only_b), p_value(c.p_value), c.outcome, shown
 
 
-def labels_table(report: Report) -> Table:
-    """One row a label: n rows, and of these the percent that each system found; of many systems without intervals."""
+def labels_table(report: Report) -> Table | None:
+    """One row a label: n rows, and of these the percent that each system found; of many systems without intervals.
+
+    None where labels do not mean the same in every row.
+    """
+    if not report.labels:
+        return None
     names = list(report.labels[0].recall)
     cell = percent if len(names) <= MOST_INTERVALS else _share
     rows = [(line.label, str(line.n), *(cell(line.recall[name]) for name in names)) for line in report.labels]
@@ -112,6 +118,19 @@ def labels_table(report: Report) -> Table:
 
 def _share(estimate: Estimate | None) -> str:
     return UNKNOWN if estimate is None else f"{100 * estimate.value:.1f}"
+
+
+def written_table(report: Report) -> Table | None:
+    """One row a system: token F1 where answers are compared so, rows without an answer, tokens written a row."""
+    written = report.written
+    if written is None:
+        return None
+    f1 = ("token F1 %",) if report.match == "f1" else ()
+    rows = []
+    for name, unanswered in written.unanswered.items():
+        tokens = short(written.tokens_a_row[name])
+        rows.append((name, *(percent(written.token_f1[name]) for _ in f1), percent(unanswered), tokens))
+    return Table(("system", *f1, "rows without an answer %", "tokens written a row"), tuple(rows))
 
 
 def none_table(report: Report) -> Table | None:
@@ -152,7 +171,8 @@ def details_table(report: Report) -> Table:
 
 def notes(report: Report) -> list[str]:
     """Sentences without which the numbers would mislead."""
-    found = [_judging_note(report), _test_note(report), *_choice_note(report), *_time_notes(report)]
+    found = [_judging_note(report), *_written_note(report), _test_note(report)]
+    found += [*_choice_note(report), *_time_notes(report)]
     found.append(
         "API USD per 1,000 is what the teacher's API asks for 1,000 such requests; nothing is paid per request for the "
         "others. Energy and the device itself are not priced."
@@ -212,17 +232,29 @@ def contention_note(report: Report) -> str:
 
 def _judging_note(report: Report) -> str:
     f1, parted = ("micro-F1 and macro-F1", ",") if report.is_multilabel else ("macro-F1", " and")
-    how = f"over {report.conditions.rows} test rows, with 95 % intervals (shares: Wilson; {f1}: bootstrap)."
+    bootstrap = f"; {f1}: bootstrap" if report.is_multilabel or report.has_classes else ""
+    how = f"over {report.conditions.rows} test rows, with 95 % intervals (shares: Wilson{bootstrap})."
     if report.has_gold:
         teacher = next(s for s in report.systems if s.kind == "teacher")
         same = teacher.accuracy is not None and teacher.accuracy.value == 1
         alike = " On these rows the teacher's label is always the gold label: the two are one measure." if same else ""
         share = metric_name(report).capitalize()
+        if not bootstrap:
+            return f"{share} is against the gold answers, agreement is with the teacher's; both {how}{alike}"
         return f"{share}{parted} {f1} are against the gold labels, agreement is with the teacher's; all {how}{alike}"
     return (
         f"The test rows have no gold labels: everything is judged by the teacher's labels, {how} This says how well "
         "the teacher is imitated, not who is right."
     )
+
+
+def _written_note(report: Report) -> Iterator[str]:
+    if report.match is not None:
+        tokens = " Token F1 is the mean over the rows, with a bootstrap interval." if report.match == "f1" else ""
+        how = "as numbers" if report.match == "number" else "but for case, blanks and outer punctuation"
+        yield f"An answer is right when it equals the right one, {how}; a row without an answer is wrong.{tokens}"
+    if report.has_choices:
+        yield "Each row has its own choices: their letters mean nothing across rows, so no figure is told by letter."
 
 
 def _test_note(report: Report) -> str:
@@ -242,7 +274,8 @@ def _choice_note(report: Report) -> Iterator[str]:
 
 
 def _time_notes(report: Report) -> Iterator[str]:
-    yield "Latency is from text in to label out, tokenization included, one request at a time."
+    out = "label out" if report.match is None else "the end of the written answer"
+    yield f"Latency is from text in to {out}, tokenization included, one request at a time."
     starred = [s.name for s in report.systems if s.measured == AT_BUILD]
     if starred:
         yield (

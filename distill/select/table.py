@@ -4,11 +4,29 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from edgestill.distill.select.elad import Elad
+from edgestill.distill.select.entropy import Entropy
 from edgestill.distill.select.everything import Everything
+from edgestill.distill.select.k_centre import KCentre
+from edgestill.distill.select.least_confidence import LeastConfidence
+from edgestill.distill.select.llkd import LLKD
+from edgestill.distill.select.margin import Margin
+from edgestill.distill.select.random import Random
 from edgestill.distill.select.selection import Selection
+from edgestill.distill.select.student_uncertainty import ByStudentUncertainty
+from edgestill.distill.select.teacher_confidence import ByTeacherConfidence
 
 STRATEGIES: dict[str, type[Selection]] = {
     "all": Everything,
+    "llkd": LLKD,
+    "student_uncertainty": ByStudentUncertainty,
+    "teacher_confidence": ByTeacherConfidence,
+    "random": Random,
+    "least_confidence": LeastConfidence,
+    "margin": Margin,
+    "entropy": Entropy,
+    "k_centre": KCentre,
+    "elad": Elad,
 }
 
 
@@ -29,5 +47,12 @@ def read_selection(value: Any) -> Selection:
         return STRATEGIES[name].model_validate(value)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        place, known = ".".join(map(str, problem["loc"])), ", ".join(STRATEGIES[name].model_fields)
-        raise ValueError(f"{place}: {problem['msg']} (strategy {name} has the keys {known})") from None
+        plain = {"missing": "is missing", "extra_forbidden": "is unknown"}
+        said = plain.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+        place, keys = (
+            ".".join(map(str, problem["loc"])),
+            [key for key in STRATEGIES[name].model_fields if key != "strategy"],
+        )
+        raise ValueError(
+            f"{place} {said}".strip() + f" (keys of strategy {name}: {', '.join(keys) or 'none'})"
+        ) from None

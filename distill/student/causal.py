@@ -13,16 +13,19 @@ import torch
 from numpy.typing import NDArray
 
 from edgestill.distill.base import Base
+from edgestill.distill.rationales import covered
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.student.attention import use_packed_attention
 from edgestill.distill.student.fused import fuse
 from edgestill.distill.student.loop import Mass
 from edgestill.distill.student.objectives import label_rationale_loss, soft_target, token_losses
 from edgestill.distill.student.packing import Branch, Example, Packed, pack, packed_tokens
+from edgestill.distill.student.writing import write
 from edgestill.distill.student_section import TrainSection
 from edgestill.distill.teacher.protocol import Annotation
 from edgestill.runtime.device import describe_device
 from edgestill.runtime.task import Task
+from edgestill.runtime.written import read_answer
 
 EVALUATION_ROWS = 16
 
@@ -37,7 +40,7 @@ class CausalRows:
 
     def prepare(self, text: str, annotation: Annotation, weight: float) -> Example:
         """One row in token ids."""
-        return make_example(self.task, self.tokenizer, text, annotation, self.train, weight)
+        return make_example(self.task, self.tokenizer, text, covered(annotation, self.train), self.train, weight)
 
     def question(self, text: str) -> Example:
         """A row that nobody has answered: it ends where the label's first token would stand."""
@@ -49,12 +52,26 @@ class CausalRows:
 
     def mass(self, rows: Sequence[Example]) -> Mass:
         """Weight of the label tokens, number of rationale tokens."""
-        reasons = sum(len(row.rationale.completion) for row in rows if row.rationale is not None)
-        return sum(row.weight * len(row.label.completion) for row in rows), float(reasons)
+        return sum(row.label_weight for row in rows), float(sum(row.reason_tokens for row in rows))
 
     def answers(self, texts: Sequence[str]) -> list[str]:
-        """The likeliest label of each text, by one forward pass a batch."""
+        """The likeliest label of each text, by one forward pass a batch; of a task that generates what it writes."""
+        if self.task.is_written:
+            return [read_answer(text, self.task) for text in self.written(texts)]
         return [self.task.labels[i].name for i in self.probabilities(texts).argmax(-1)]
+
+    def written(self, texts: Sequence[str]) -> list[str]:
+        """What the student writes after each text's prompt, greedily, without the end of sequence."""
+        return [self.tokenizer.decode(row.label.completion).strip() for row in self.own_answers(texts)]
+
+    def own_answers(self, texts: Sequence[str]) -> list[Example]:
+        """Each text with what the student itself writes as the completion, greedily."""
+        prompts = [tuple(self.task.encode(self.tokenizer, text)) for text in texts]
+        said: list[tuple[int, ...]] = []
+        for start in range(0, len(prompts), EVALUATION_ROWS):
+            some = prompts[start : start + EVALUATION_ROWS]
+            said += write(self.causal, some, self.task.eos_token_id, self.task.max_answer_tokens)
+        return [Example(Branch(prompt, ids, even=True), None) for prompt, ids in zip(prompts, said, strict=True)]
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(R, L): what each text's labels get at the answer's position, by one forward pass a batch."""
@@ -130,21 +147,35 @@ def make_example(
 
     `train` says whether the label is learnt as the teacher's distribution; `weight` is the label's class weight.
     """
-    encode = tokenizer.encode
-    completion = next(label.completion for label in task.labels if label.name == annotation.label)
+    if task.chain:
+        return Example(_chain(task, tokenizer, text, annotation), None, None, weight)
+    encode, label = tokenizer.encode, next((one for one in task.labels if one.name == annotation.label), None)
+    completion = " " + annotation.label if label is None else label.completion
 
     def branch(suffix: str, answer: str) -> Branch:
         ids = (*encode(answer, add_special_tokens=False).ids, task.eos_token_id)
-        return Branch(tuple(task.encode(tokenizer, text, suffix)), ids)
+        even = task.is_written and suffix == task.answer_suffix
+        return Branch(tuple(task.encode(tokenizer, text, suffix)), ids, even=even)
 
     reason = None
-    if task.rationale_suffix is not None and annotation.rationale:
+    if task.rationale_suffix is not None and annotation.rationale is not None:  # an empty one is learnt as a blank
         reason = branch(task.rationale_suffix, " " + annotation.rationale)
     odds = annotation.probabilities if train.soft_labels else None
     soft = soft_target(annotation.label, odds, task.label_names, train.label_temperature, train.label_smoothing)
     tokens = {label.name: label.token_id for label in task.labels}
     shares = None if soft is None else tuple((tokens[name], share) for name, share in soft.items())
     return Example(branch(task.answer_suffix, completion), reason, shares, weight)
+
+
+def _chain(task: Task, tokenizer: Any, text: str, annotation: Annotation) -> Branch:
+    """Reason and answer as one completion; the words between them count as the reason's, since they never differ.
+
+    A row without a reason teaches to go on to the answer at once.
+    """
+    reason = f" {annotation.rationale or ''}{task.answer_suffix}"
+    whole = tokenizer.encode(f"{reason} {annotation.label}", add_special_tokens=False)
+    before = sum(start < len(reason) for start, _ in whole.offsets)
+    return Branch(tuple(task.encode(tokenizer, text)), (*whole.ids, task.eos_token_id), reason=before, even=True)
 
 
 @functools.cache

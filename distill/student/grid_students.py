@@ -21,6 +21,7 @@ from edgestill.distill.student.loop import Mass
 from edgestill.distill.student.merge import merge
 from edgestill.distill.student.objectives import divergences, label_rationale_loss
 from edgestill.distill.student.packing import Example, Packed, pack
+from edgestill.distill.white_box.divergences import HEAD_ROWS
 from edgestill.runtime.task import Task
 
 PROBE_ROWS = 4
@@ -61,6 +62,10 @@ class CausalOnGrid(CausalRows):
         """The row without its reason, which costs most of the tokens and says nothing about the label."""
         return dataclasses.replace(row, rationale=None)
 
+    def held_out(self, texts: Sequence[str]) -> list[Example]:
+        """Rows on which the gap is measured: where the label stands, or over what the student now writes itself."""
+        return self.own_answers(texts) if self.task.is_written else [self.question(text) for text in texts]
+
     def positions(self, row: Example) -> int:
         """At how many places of `outputs` a row answers."""
         return sum(len(branch.completion) for branch in row.branches)
@@ -81,9 +86,16 @@ class CausalOnGrid(CausalRows):
         return loss, parts.nan_to_num()
 
     def gaps(self, outputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """(divergences in nats over the vocabulary (N,), whether the likeliest label stays (N,))."""
+        """(divergences in nats over the vocabulary (N,), whether the likeliest label stays (N,)).
+
+        Of a task that generates, whether the likeliest token stays.
+        """
         head, ids = self.head.to(self.dtype), [label.token_id for label in self.task.labels]
-        kept = (outputs @ head[ids].t()).argmax(-1) == (wanted @ self.wanted_head[ids].t()).argmax(-1)
+        asked = slice(None) if self.task.is_written else ids
+        pairs = zip(outputs.split(HEAD_ROWS), wanted.split(HEAD_ROWS), strict=True)
+        kept = torch.cat(
+            [(a @ head[asked].t()).argmax(-1) == (b @ self.wanted_head[asked].t()).argmax(-1) for a, b in pairs]
+        )
         return divergences(outputs, head, wanted, self.wanted_head), kept
 
 
@@ -117,6 +129,10 @@ class EncoderOnGrid(EncoderRows):
     def label_only(self, row: TextRow) -> TextRow:
         """The row."""
         return row
+
+    def held_out(self, texts: Sequence[str]) -> list[TextRow]:
+        """Rows on which the gap is measured."""
+        return [self.question(text) for text in texts]
 
     def positions(self, row: TextRow) -> int:  # noqa: ARG002 - a row has one answer
         """One."""

@@ -2,7 +2,8 @@
 
 A batch is cut into passes. The loss of each is divided by what the whole batch holds, so that neither the number of
 passes nor the number of processes that share them changes what is learnt, and each pass seeds torch's generator by its
-place, so that dropout falls alike wherever and whenever the pass is computed.
+place, so that dropout falls alike wherever and whenever the pass is computed. A sieve may say, when a batch's turn has
+come, which of its rows are learnt from: a step without any leaves the weights alone, and the schedule goes on.
 """
 
 import dataclasses
@@ -48,13 +49,56 @@ class Learner(Protocol[RowIn]):
         """One pass: (the share of the batch's loss, a detached (2,) of its label and rationale parts in nats)."""
 
 
+class Sieve(Protocol):
+    """What is learnt from of a batch: is asked at every step, in order, once a whole batch, by every process alike.
+
+    What is drawn for a batch are the training's rows; those that come out are the learner's.
+    """
+
+    def tokens(self, drawn: Any) -> int:
+        """Token positions that what was drawn takes if it is learnt from."""
+
+    def sift(self, drawn: Sequence[Any], processes: Processes) -> Sequence[Any]:
+        """The rows that the step is taken on, perhaps none."""
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` wants, of plain numbers, lists and mappings."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+
+
+class EveryRow:
+    """All of them, as they were drawn."""
+
+    def __init__(self, learner: Learner[Any]) -> None:
+        """`learner` tells what a row takes."""
+        self.tokens = learner.tokens
+
+    def sift(self, drawn: Sequence[Any], processes: Processes) -> Sequence[Any]:
+        """The batch."""
+        del processes
+        return drawn
+
+    def state(self) -> dict[str, Any]:
+        """None to speak of."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to go on from."""
+
+
 @dataclass
 class Loop:
-    """Where a training stands: steps done, (2,) losses of each, seconds, tokens of all passes so far."""
+    """Where a training stands: steps done, (2,) losses of each, seconds, tokens of all passes so far.
+
+    `tokens` went through the model with gradients, `drawn_tokens` would have without a sieve.
+    """
 
     losses: list[torch.Tensor]
     seconds: float = 0.0
     tokens: int = 0
+    drawn_tokens: int = 0
     resumed_at_step: int | None = None
 
 
@@ -77,10 +121,12 @@ class Training(Generic[Row]):
         train: TrainSection,
         checkpoint: Checkpoint | None = None,
         rates: Sequence[float] | None = None,
+        sieve: Sieve | None = None,
     ) -> None:
         """`train` has been settled: no None among epochs, learning rate and batch rows.
 
-        `rates` multiply the learning rate, one for each of the learner's parameters; None stands for ones.
+        `rates` multiply the learning rate, one for each of the learner's parameters; None stands for ones. With a
+        `sieve`, `rows` are what it takes; without one they are the learner's.
 
         Raises:
             OSError: later, in `run`, when a checkpoint cannot be written.
@@ -90,6 +136,7 @@ class Training(Generic[Row]):
         assert train.batch_rows is not None
         self.learner, self.train, self.checkpoint = learner, train, checkpoint
         self.processes = Processes()
+        self.sieve: Sieve = sieve or EveryRow(learner)
         self.batches = _batches(list(rows), train.epochs, train.batch_rows, train.seed)
         self.parameters = learner.parameters
         self.rate: float = train.learning_rate
@@ -97,25 +144,26 @@ class Training(Generic[Row]):
         self.optimizer = torch.optim.AdamW(groups, lr=self.rate, weight_decay=0.0, fused=True)
 
     def run(self, progress: Progress = lambda done, total: None) -> Loop:
-        """All steps that are not done yet; progress is told (tokens so far, all) after each."""
+        """All steps that are not done yet; progress is told (tokens drawn so far, all) after each."""
         state = self._resume()
-        total = sum(self.learner.tokens(row) for batch in self.batches for row in batch)
+        total = sum(self.sieve.tokens(row) for batch in self.batches for row in batch)
         seconds_before, start = state.seconds, time.perf_counter()
         saved = start
         for step in range(len(state.losses), len(self.batches)):
-            state.losses.append(self._step(step))
-            state.tokens += sum(self.learner.tokens(row) for row in self.batches[step])
+            batch = self.sieve.sift(self.batches[step], self.processes)
+            state.losses.append(self._step(step, batch) if batch else torch.full((2,), torch.nan))
+            state.tokens += sum(map(self.learner.tokens, batch))
+            state.drawn_tokens += sum(map(self.sieve.tokens, self.batches[step]))
             now = time.perf_counter()
             state.seconds = seconds_before + now - start
-            progress(state.tokens, total)
+            progress(state.drawn_tokens, total)
             if self.checkpoint is not None and now - saved >= self.checkpoint.every_s:
                 self._save(state)
                 saved = time.perf_counter()
         return state
 
-    def _step(self, step: int) -> torch.Tensor:
+    def _step(self, step: int, batch: Sequence[Row]) -> torch.Tensor:
         """One step of the optimizer; (2,) label and rationale loss, nan where the batch has none."""
-        batch = self.batches[step]
         mass = self.learner.mass(batch)
         parts = torch.zeros(2)
         for number, rows in self._passes(batch):
@@ -149,17 +197,19 @@ class Training(Generic[Row]):
             for parameter, value in zip(self.parameters, kept["parameters"], strict=True):
                 parameter.copy_(value)
         self.optimizer.load_state_dict(kept["optimizer"])
-        losses = list(kept["losses"])
-        return Loop(losses, kept["seconds"], kept["tokens"], resumed_at_step=len(losses))
+        self.sieve.restore(kept.get("sieve", {}))
+        losses, drawn = list(kept["losses"]), kept.get("drawn_tokens", kept["tokens"])  # versions before had no sieve
+        return Loop(losses, kept["seconds"], kept["tokens"], drawn, resumed_at_step=len(losses))
 
     def _save(self, state: Loop) -> None:
         if self.checkpoint is None or self.processes.index > 0:
             return
         facts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
         weights = {"parameters": [p.detach() for p in self.parameters], "optimizer": self.optimizer.state_dict()}
+        own = {"sieve": self.sieve.state(), "inputs_sha256": self.checkpoint.inputs_sha256}
         partial = self.checkpoint.path.with_suffix(".partial")
         partial.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({**facts, **weights, "inputs_sha256": self.checkpoint.inputs_sha256}, partial)
+        torch.save({**facts, **weights, **own}, partial)
         partial.replace(self.checkpoint.path)
 
 

@@ -10,8 +10,7 @@ from torch.autograd import Function
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from edgestill.distill.student.packing import Packed
-
-HEAD_ROWS = 96
+from edgestill.distill.white_box.divergences import HEAD_ROWS, Whole, forward_kl, head_divergences
 
 
 def token_losses(hidden: Tensor, head: Tensor, packed: Packed) -> Tensor:
@@ -78,33 +77,7 @@ def divergences(hidden: Tensor, head: Tensor, wanted: Tensor, wanted_head: Tenso
         wanted: (N, H) the other model's, without gradients.
         wanted_head: (V, H).
     """
-    found: Tensor = _HeadDivergence.apply(hidden, head, wanted, wanted_head, temperature)
-    return found
-
-
-class _HeadDivergence(Function):
-    """Both heads and the divergence at once, some rows at a time: see `_HeadLoss`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, wanted: Tensor, wanted_head: Tensor, temperature: float
-    ) -> Tensor:
-        found, gradient = torch.empty(len(hidden)), torch.empty_like(hidden)
-        for start in range(0, len(hidden), HEAD_ROWS):
-            here = slice(start, start + HEAD_ROWS)
-            q = (hidden[here] @ head.t()).float().div_(temperature).log_softmax(-1)
-            p = (wanted[here] @ wanted_head.t()).float().div_(temperature).log_softmax(-1)
-            shares = p.exp()
-            found[here] = torch.linalg.vecdot(shares, p.sub_(q)) * temperature**2
-            if ctx.needs_input_grad[0]:
-                gradient[here] = q.exp_().sub_(shares).mul_(temperature).to(head.dtype) @ head
-        ctx.save_for_backward(gradient)
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None, None
+    return head_divergences(hidden, head, Whole(wanted, wanted_head, temperature), forward_kl, temperature)
 
 
 def label_rationale_loss(

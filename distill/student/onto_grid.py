@@ -22,7 +22,7 @@ from edgestill.distill.dataset import Row
 from edgestill.distill.plan import StudentPlan
 from edgestill.distill.run import GRID_NAME
 from edgestill.distill.student.grid_students import GRID_STUDENTS, GridStudent
-from edgestill.distill.student.loop import Checkpoint, Mass, Progress, Training
+from edgestill.distill.student.loop import Checkpoint, Loop, Mass, Progress, Training
 from edgestill.distill.student.objectives import class_weights
 from edgestill.distill.student.rounding import Gap, GridRow, Rounding, gap, with_answers
 from edgestill.distill.student_section import TrainSection
@@ -121,22 +121,16 @@ def put_on_grid(
     rows, held_out = _answered(student, drawn, dev)
     rounding = Rounding(student)
     rounded = _round(rounding, drawn, held_out)
-    before = {name: value.detach().clone() for name, value in rounding.plain.items()}
-    learner = GridLearner(student, rounding.plain.values())
     checkpoint = Checkpoint(folder / CHECKPOINT_NAME, inputs_sha256, checkpoint_s)
-    loop = Training[GridRow](learner, rows, _settings(student.train), checkpoint, learner.rates)
-    state = loop.run(progress)
-    trained = gap(student, held_out)
-    shipped = keep_nearer(rounding, before, rounded["compensated"], trained)
+    loop, state, learnt = _learn(rounding, rows, held_out, rounded["compensated"], checkpoint, progress)
     facts = OnGrid(
         inputs_sha256,
         **rounded,
-        trained=trained,
-        shipped=shipped,
+        **learnt,
         rows=len(rows),
         epochs=float(loop.train.epochs or 0),
         steps=len(state.losses),
-        trained_parameters=sum(parameter.numel() for parameter in learner.parameters),
+        trained_parameters=sum(parameter.numel() for parameter in loop.parameters),
         seconds=time.perf_counter() - start,
         peak_rss_bytes=peak_rss_bytes(),
         merge_max_logit_difference=student.merge_difference,
@@ -164,7 +158,7 @@ def _prepare(
 def _answered(student: GridStudent, drawn: Sequence[Any], dev: Sequence[Row]) -> tuple[list[GridRow], list[GridRow]]:
     """Rows to learn from, without reasons, and development rows, each with what the student answers in float32."""
     rows = with_answers(student, [student.label_only(row) for row in drawn])
-    return rows, with_answers(student, [student.question(row.text) for row in dev])
+    return rows, with_answers(student, student.held_out([row.text for row in dev]))
 
 
 def _round(rounding: Rounding, drawn: Sequence[Any], held_out: Sequence[GridRow]) -> dict[str, Any]:
@@ -189,6 +183,23 @@ def keep_nearer(rounding: Rounding, before: Mapping[str, Tensor], compensated: G
     for name, value in rounding.plain.items():
         value.copy_(before[name])
     return "compensated"
+
+
+def _learn(
+    rounding: Rounding,
+    rows: Sequence[GridRow],
+    held_out: Sequence[GridRow],
+    compensated: Gap,
+    checkpoint: Checkpoint,
+    progress: Progress,
+) -> tuple[Training[GridRow], Loop, dict[str, Any]]:
+    """Train what is not rounded, in place, and keep the nearer of before and after; the facts about it."""
+    before = {name: value.detach().clone() for name, value in rounding.plain.items()}
+    learner = GridLearner(rounding.student, rounding.plain.values())
+    loop = Training[GridRow](learner, rows, _settings(rounding.student.train), checkpoint, learner.rates)
+    state = loop.run(progress)
+    trained = gap(rounding.student, held_out)
+    return loop, state, {"trained": trained, "shipped": keep_nearer(rounding, before, compensated, trained)}
 
 
 def _calibration(student: GridStudent, drawn: Sequence[Any]) -> list[Any]:

@@ -15,10 +15,22 @@ from edgestill.distill.student.attention import Block, blocks_of
 
 @dataclass(frozen=True)
 class Branch:
-    """One task of a row: token ids of prompt and completion (the completion carries the loss)."""
+    """One task of a row: token ids of prompt and completion (the completion carries the loss).
+
+    Of a chain, which is a row's only branch, the first `reason` tokens of the completion count as a rationale and the
+    others as the answer. `even` tokens of an answer weigh alike; else the first decides: see `answer_shares`.
+    """
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
+    reason: int = 0
+    even: bool = False
+
+    @property
+    def answer_shares(self) -> list[float]:
+        """How much each token of the answer weighs."""
+        count = len(self.completion) - self.reason
+        return [1.0] * count if self.even else answer_shares(count)
 
 
 @dataclass(frozen=True)
@@ -39,15 +51,25 @@ class Example:
         """Label first, then the rationale if there is one."""
         return (self.label,) if self.rationale is None else (self.label, self.rationale)
 
+    @property
+    def reason_tokens(self) -> int:
+        """How many tokens of a rationale carry loss, in a branch of their own or in the label's."""
+        return self.label.reason + (0 if self.rationale is None else len(self.rationale.completion))
+
+    @property
+    def label_weight(self) -> float:
+        """The weights of all tokens of the label or answer, summed."""
+        return self.weight * (len(self.label.completion) - self.label.reason)
+
 
 @dataclass(frozen=True)
 class Packed:
     """A batch of rows as one sequence of T tokens, with N positions that carry loss.
 
     Shapes: ids (1, T), positions (1, T), blocks of the T tokens; sources (N,) index into T of the hidden state that
-    predicts, targets (N,) the token id, tasks (N,) 0 label or 1 rationale, weights (N,) float32, see
-    `answer_shares`. Soft targets, K of them: soft_at (K,) index into N, soft_ids (K,) vocabulary ids, soft_shares (K,)
-    float32, summing to 1 over equal soft_at.
+    predicts, targets (N,) the token id, tasks (N,) 0 label or 1 rationale, weights (N,) float32, see `Branch`. Soft
+    targets, K of them: soft_at (K,) index into N, soft_ids (K,) vocabulary ids, soft_shares (K,) float32, summing to 1
+    over equal soft_at.
     """
 
     ids: torch.Tensor
@@ -87,9 +109,10 @@ def pack(examples: Sequence[Example]) -> Packed:
             before = first + len(rest) - 1 if rest else start + trunk - 1
             sources += [before, *range(first + len(rest), len(ids))]
             targets += branch.completion
-            tasks += [task] * len(branch.completion)
-            count = len(branch.completion)
-            weights += [example.weight * share for share in answer_shares(count)] if task == 0 else [1.0] * count
+            reasons = branch.reason if task == 0 else len(branch.completion)
+            shares = branch.answer_shares if task == 0 else []
+            tasks += [1] * reasons + [0] * len(shares)
+            weights += [1.0] * reasons + [example.weight * share for share in shares]
         rows += [row] * (len(ids) - start)
     row_of, branch_of = torch.tensor(rows), torch.tensor(branches)
 

@@ -18,10 +18,13 @@ from edgestill.distill.dataset import Row
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.student.bidirectional import EncoderLearner
 from edgestill.distill.student.causal import CausalLearner
+from edgestill.distill.student.gate import GatedRows
 from edgestill.distill.student.loop import Checkpoint, Loop, Progress
 from edgestill.distill.student.loop import Training as TrainingLoop
 from edgestill.distill.student.objectives import class_weights
 from edgestill.distill.teacher.protocol import Annotation
+from edgestill.distill.white_box.learner import WhiteBoxLearner
+from edgestill.distill.white_box.teacher_logits import FOLDER_NAME as LOGITS_FOLDER
 from edgestill.runtime import manifest
 from edgestill.runtime.device import peak_rss_bytes, usable_cores
 from edgestill.runtime.task import Task
@@ -29,6 +32,7 @@ from edgestill.runtime.task import Task
 FACTS_NAME = "training.json"
 CHECKPOINT_NAME = "checkpoint.pt"
 LOSSES_NAME = "losses.jsonl"
+USED_ROWS_NAME = "used_rows.jsonl"
 AnyLearner = CausalLearner | EncoderLearner
 LEARNERS: dict[str, type[AnyLearner]] = {"causal": CausalLearner, "encoder": EncoderLearner}
 
@@ -40,7 +44,9 @@ class Training:
     """What a training run measured; `inputs_sha256` names everything that it depended on.
 
     `computed_tokens` counts token positions that went through the model with gradients, `label_loss_nats` and
-    `rationale_loss_nats` are means over the last tenth of the steps, `dev_agreement` is with the teacher's labels.
+    `rationale_loss_nats` are means over the last tenth of the steps, None where that held none; `dev_agreement` is with
+    the teacher's labels. `gate` is what a gate let through and where it stood at the end, see `GatedRows.facts`; None
+    without one.
     `epochs` are those that the recipe or, without them, the student's kind and the number of rows wanted.
     `resumed_at_step` says where a stopped training went on, None when it was not stopped.
     """
@@ -53,7 +59,7 @@ class Training:
     tokens_per_s: float
     peak_rss_bytes: int | None
     precision: str
-    label_loss_nats: float
+    label_loss_nats: float | None
     rationale_loss_nats: float | None
     dev_rows: int
     dev_agreement: float
@@ -61,6 +67,7 @@ class Training:
     trained_parameters: int = 0
     processes: int = 1
     resumed_at_step: int | None = None
+    gate: dict[str, Any] | None = None
     schema: str = "edgestill-training/1"
 
 
@@ -95,7 +102,7 @@ def train_student(
     learner, loop, state = train_learner(recipe, base, task, tokenizer, pairs, checkpoint, progress)
     facts = _facts(inputs_sha256, len(pairs), loop, state, learner, dev)
     if loop.processes.index == 0:
-        _save(learner, folder, facts, state)
+        _save(learner, folder, facts, loop, state)
     loop.processes.wait()
     return facts
 
@@ -109,34 +116,62 @@ def train_learner(
     checkpoint: Checkpoint | None = None,
     progress: Progress = lambda done, total: None,
 ) -> tuple[AnyLearner, TrainingLoop[Any], Loop]:
-    """`train_student` without a folder: the trained student in memory, its loop, and how that went."""
+    """`train_student` without a folder: the trained student in memory, its loop, and how that went.
+
+    Without any pairs the student is as it starts out. Where the recipe's strategy has a gate, it decides at every step.
+
+    Raises:
+        EdgestillError: the gate cannot decide by these answers; told before anything is loaded.
+    """
     recipe = recipe.alone(recipe.the_student)
-    train = recipe.train.model_copy(update={"epochs": recipe.train.epochs or recipe.the_student.epochs(len(pairs))})
+    epochs = recipe.train.epochs or recipe.the_student.epochs(max(1, len(pairs)))
+    train = recipe.train.model_copy(update={"epochs": epochs})
+    gate = recipe.select.gate(task.label_names)
+    if gate is not None:
+        gate.check([answer for _, answer in pairs])
     torch.manual_seed(recipe.train.seed)
     torch.set_num_threads(usable_cores())
-    learner = LEARNERS[recipe.the_student.kind](recipe, base, task, tokenizer)
-    weights = class_weights([annotation.label for _, annotation in pairs], recipe.train.class_weights)
+    learner_type = WhiteBoxLearner if recipe.train.white_box else LEARNERS[recipe.the_student.kind]
+    learner = learner_type(recipe, base, task, tokenizer)
+    labels = [annotation.label for _, annotation in pairs]
+    weights = class_weights(labels, recipe.train.class_weights) if pairs else {}
     rows: list[Any] = [learner.prepare(row.text, a, weights[a.label]) for row, a in pairs]
-    loop = TrainingLoop[Any](learner, rows, train, checkpoint)
+    if isinstance(learner, WhiteBoxLearner) and checkpoint is not None:
+        rows = learner.ask_teacher(rows, checkpoint.path.parents[1] / LOGITS_FOLDER)
+    sieve = None if gate is None else GatedRows(gate, learner, rows, pairs)
+    drawn = rows if sieve is None else range(len(rows))
+    loop = TrainingLoop[Any](learner, drawn, train, checkpoint, sieve=sieve)
     return learner, loop, loop.run(progress)
 
 
-def _save(learner: AnyLearner, folder: Path, facts: Training, state: Loop) -> None:
-    """The weights, losses.jsonl (a line a step) and, last, training.json; the checkpoint goes."""
+def _save(learner: AnyLearner, folder: Path, facts: Training, loop: TrainingLoop[Any], state: Loop) -> None:
+    """The weights, losses.jsonl (a line a step), used_rows.jsonl of a gate and, last, training.json.
+
+    The checkpoint goes.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     try:
         learner.save(folder)
-        manifest.write_jsonl(folder / LOSSES_NAME, _loss_lines(state))
+        manifest.write_jsonl(folder / LOSSES_NAME, _loss_lines(loop, state))
+        if isinstance(loop.sieve, GatedRows):
+            manifest.write_jsonl(folder / USED_ROWS_NAME, loop.sieve.used_rows())
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise manifest.disk_error(folder, error) from error
     manifest.save(folder / FACTS_NAME, facts)
 
 
-def _loss_lines(state: Loop) -> Iterator[dict[str, Any]]:
+def _loss_lines(loop: TrainingLoop[Any], state: Loop) -> Iterator[dict[str, Any]]:
+    gated = loop.sieve if isinstance(loop.sieve, GatedRows) else None
     for step, parts in enumerate(state.losses):
-        label, rationale = parts.tolist()
-        yield {"step": step, "label_nats": label, "rationale_nats": None if math.isnan(rationale) else rationale}
+        label, rationale = map(_known, parts.tolist())
+        selected = {} if gated is None else {"rows": gated.account.selected[step]}
+        yield {"step": step, "label_nats": label, "rationale_nats": rationale, **selected}
+
+
+def _known(value: float) -> float | None:
+    """A number as a file holds it: null where there is none."""
+    return None if math.isnan(value) else value
 
 
 def _facts(inputs: str, rows: int, loop: TrainingLoop[Any], state: Loop, learner: Any, dev: Sequence[Pair]) -> Training:
@@ -152,12 +187,13 @@ def _facts(inputs: str, rows: int, loop: TrainingLoop[Any], state: Loop, learner
         tokens_per_s=state.tokens / state.seconds,
         peak_rss_bytes=peak_rss_bytes(),
         precision=str(learner.dtype).removeprefix("torch."),
-        label_loss_nats=float(tail[0]),
-        rationale_loss_nats=None if math.isnan(tail[1]) else float(tail[1]),
+        label_loss_nats=_known(float(tail[0])),
+        rationale_loss_nats=_known(float(tail[1])),
         dev_rows=len(dev),
         dev_agreement=agreed / len(dev),
         epochs=float(loop.train.epochs or 0),
         trained_parameters=sum(parameter.numel() for parameter in loop.parameters),
         processes=loop.processes.count,
         resumed_at_step=state.resumed_at_step,
+        gate=loop.sieve.facts() if isinstance(loop.sieve, GatedRows) else None,
     )

@@ -84,12 +84,12 @@ def resolve(prompter: Prompter, text: str, votes: int, twice: bool, lookup: Look
         if response is None:
             return Needs([request])
         steps.append(Step(request, response))
-        reading = read_response(response, prompter.labels, prompter.several)
+        reading = read_response(response, lambda content: prompter.form.read(content, text))
         asked = {step.request.purpose for step in steps}
         if reading.reason in CUT_OFF and "longer" not in asked:
             request = prompter.longer(request)
         elif reading.reason in MENDABLE and "repair" not in asked:
-            request = prompter.repair(request, response.get("content") or "", reading.detail)
+            request = prompter.repair(request, response.get("content") or "", reading.detail, text)
         else:
             break
     if reading.label is None:
@@ -100,9 +100,9 @@ def resolve(prompter: Prompter, text: str, votes: int, twice: bool, lookup: Look
 def _with_confidence(
     prompter: Prompter, text: str, votes: int, twice: bool, lookup: Lookup, found: Resolved
 ) -> Resolved | Needs:
-    label, labels, response = str(found.reading.label), prompter.labels, found.steps[-1].response
-    odds = response.get("label_probabilities")
-    if odds is None and response.get("logprobs") and not prompter.several:
+    label, form, response = str(found.reading.label), prompter.form, found.steps[-1].response
+    labels, odds = form.options(text), response.get("label_probabilities")
+    if odds is None and response.get("logprobs") and form.tells_odds:
         odds = label_probabilities(response["logprobs"], label, labels)
     wanted = [prompter.vote(text, number) for number in range(1, votes + 1)] if odds is None else []
     wanted += [prompter.again(text)] if twice else []
@@ -110,14 +110,15 @@ def _with_confidence(
     if missing := [request for request, known in extra if known is None]:
         return Needs(missing)
     steps = tuple(Step(request, known) for request, known in extra if known is not None)
-    said = [(s.request.purpose, read_response(s.response, labels, prompter.several).label) for s in steps]
+    said = [(s.request.purpose, read_response(s.response, lambda c: form.read(c, text)).label) for s in steps]
     voted = [name for purpose, name in said if purpose == "vote" and name is not None]
     second = [name for purpose, name in said if purpose == "agreement"]
+    shares = odds if odds is not None else vote_shares(voted, labels)
     return Resolved(
         found.reading,
         found.steps,
         steps,
-        odds if odds is not None else vote_shares(voted, labels),
+        None if shares is None else {name: shares.get(name, 0.0) for name in form.labels},
         second[0] == label if second else None,
     )
 

@@ -17,6 +17,7 @@ from edgestill.distill.dataset import Row
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.teacher.budget import Budget, Tokens, seller_prices, usd_text
 from edgestill.distill.teacher.conversation import Needs, Resolved, resolve
+from edgestill.distill.teacher.form import Form
 from edgestill.distill.teacher.prompt import Dialect, Prompter, Request, first_dialect
 from edgestill.distill.teacher.protocol import Annotation, Rejection, Spending, Told
 from edgestill.distill.teacher.store import Store, cache_path, known_dialects, store_dialects
@@ -25,8 +26,8 @@ from edgestill.runtime.manifest import sha256_json
 
 # Fields of the teacher's section on which its answers depend.
 ASKED_WITH = (
-    "kind", "model", "path", "temperature", "max_tokens", "answer_format", "rationale_order", "logprobs", "votes",
-    "vote_temperature", "self_agreement_rows", "extra_body",
+    "kind", "model", "path", "temperature", "max_tokens", "answer_format", "rationale_order", "priming", "logprobs",
+    "votes", "vote_temperature", "self_agreement_rows", "extra_body",
 )  # fmt: skip
 
 
@@ -39,7 +40,15 @@ def live_fingerprint(recipe: Recipe, host: str) -> str:
 class LiveTeacher:
     """Asks an endpoint through the cache and under the budget."""
 
-    def __init__(self, recipe: Recipe, endpoint: Any, folder: Path, rows: Sequence[Row], fingerprint: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        endpoint: Any,
+        folder: Path,
+        rows: Sequence[Row],
+        fingerprint: str,
+        form: Form | None = None,
+    ) -> None:
         """Open the cache and the run's spend record.
 
         Args:
@@ -48,11 +57,12 @@ class LiveTeacher:
             folder: of the annotations; locked while this lives.
             rows: of the data set, of which some are asked twice.
             fingerprint: see `live_fingerprint`.
+            form: of the question and its answer; that of the recipe's task unless given.
 
         Raises:
             EdgestillError: another process works on the folder.
         """
-        self._recipe, self._endpoint, self.fingerprint = recipe, endpoint, fingerprint
+        self._recipe, self._endpoint, self.fingerprint, self._form = recipe, endpoint, fingerprint, form
         self.name = recipe.teacher.model or str(recipe.teacher.path)
         self._store = Store(folder, cache_path())
         spoken = known_dialects(cache_path(), recipe, endpoint.host, endpoint.model)
@@ -160,7 +170,7 @@ class LiveTeacher:
         self._store.close()
 
     def _prompter(self, dialect: Dialect) -> Prompter:
-        return Prompter(self._recipe, self._endpoint.host, self._endpoint.model, dialect)
+        return Prompter(self._recipe, self._endpoint.host, self._endpoint.model, dialect, self._form)
 
     def _resolve(self, row: Row, confidence: bool = True) -> Resolved | Needs:
         """What is known in any dialect that was spoken, or what to ask in the last one."""

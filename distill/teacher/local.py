@@ -1,7 +1,8 @@
 """A teacher in this process: a GGUF file run by llama.cpp or a Hugging Face model run by transformers.
 
-Writes the reason token by token, then reads all labels' probabilities off one walk over their tokens, so that its
-answer always has the right shape. Greedy: `temperature` is not for it. Answers one request at a time.
+Writes the reason token by token, then reads all labels' probabilities off one walk over their tokens, or writes an
+answer of its own where there are none, so that its answer always has the right shape. Greedy: `temperature` is not for
+it. Answers one request at a time.
 """
 
 import asyncio
@@ -17,11 +18,14 @@ import numpy as np
 from edgestill.distill.base import TOKENIZER_FILES
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.teacher.endpoint import Reply
+from edgestill.distill.teacher.forms import form_of
 from edgestill.distill.teacher.local_model import Model, gguf_path, open_model, teacher_base
+from edgestill.distill.teacher.priming import unprimed
 from edgestill.distill.teacher.prompt import TOP_LOGPROBS
 from edgestill.runtime import decode, manifest
 
 JSON_STRING = re.compile(r'(?:[^"\\\n]|\\.)*')  # up to the quote or the line's end that closes it
+ANSWER_ROOM = 64  # tokens kept for an answer of its own while the reason is written
 HIDDEN = re.compile("(\ue000[0-9]+\ue000)")  # stands for a message while a chat template is filled
 
 
@@ -54,8 +58,8 @@ class LocalEndpoint:
         """`host` is what stands for the endpoint in the cache."""
         self.host, self.model = host, recipe.teacher.model or str(recipe.teacher.path)
         self._recipe, self._recipe_path = recipe, recipe_path
-        self._labels = list(recipe.task.labels)
-        self._order = recipe.teacher.rationale_order if recipe.task.rationale else "none"
+        self._form, self._priming = form_of(recipe.task), recipe.teacher.priming
+        self._keys = self._form.keys(recipe.teacher.rationale_order if recipe.task.rationale else None)
         self._opened: Model | None = None
 
     async def send(self, body: Mapping[str, Any]) -> Reply:
@@ -78,32 +82,39 @@ class LocalEndpoint:
             detail = f"{len(prompt)} prompt tokens and {limit} for the answer, but the context holds {holds}"
             return Reply({"error": {"status": 400, "message": detail, "reason": "too_long"}})
         model.session.forget()
-        return Reply({"model": self.model} | self._say(model, prompt, limit))
+        text = unprimed(body["messages"][1]["content"], self._priming)  # the system turn is the first
+        return Reply({"model": self.model} | self._say(model, prompt, limit, self._form.options(text)))
 
-    def _say(self, model: Model, prompt: list[int], limit: int) -> dict[str, Any]:
-        """A response of at most `limit` tokens; cut off before it begins where they are too few for any answer."""
-        opening = _inside(model, '{"rationale": "' if self._order == "before" else '{"label": "')
-        middle = _inside(model, '", "label": "') if self._order == "before" else []
-        closing = '", "rationale": "' if self._order == "after" else '"}'
-        names = [json.dumps(label, ensure_ascii=False)[1:-1] for label in self._labels]
-        answers = [_inside(model, name + closing) for name in names]
-        room = limit - len(opening) - len(middle) - max(map(len, answers))
-        if room < (self._order != "none"):
+    def _say(self, model: Model, prompt: list[int], limit: int, options: Sequence[str]) -> dict[str, Any]:
+        """A response of at most `limit` tokens; cut off before it begins where they are too few for any answer.
+
+        One of the `options` is the answer, or what the model writes where there are none.
+        """
+        leads = [f'{before}"{key}": "' for before, key in zip(("{", '", '), self._keys, strict=False)] + ['"}']
+        at = self._keys.index(self._form.key)
+        names = [json.dumps(name, ensure_ascii=False)[1:-1] for name in options]
+        answers = [_inside(model, name + leads[at + 1]) for name in names]  # a lead after a choice is part of it
+        opened = [_inside(model, lead) if not (answers and place == at + 1) else [] for place, lead in enumerate(leads)]
+        texts = len(self._keys) - bool(answers)
+        room = limit - sum(map(len, opened[:-1])) - max(map(len, answers), default=0)
+        if room < texts:
             return {"finish_reason": "length", "usage": {"prompt_tokens": len(prompt), "completion_tokens": 0}}
-        ids, content = [*prompt, *opening], dict[str, str]()
-        if self._order == "before":
-            content["rationale"], ids = _write(model, ids, room)
-            ids += middle
-        odds, tops = _label_odds(model, ids, answers)
-        best = int(np.argmax(odds))
-        content["label"] = self._labels[best]
-        ids = [*ids, *answers[best]]
-        if self._order == "after":
-            content["rationale"], ids = _write(model, ids, room)
+        ids, content, facts, finish = list(prompt), dict[str, str](), dict[str, Any](), "stop"
+        for key, opening in zip(self._keys, opened, strict=False):
+            ids += opening
+            if key == self._form.key and answers:
+                odds, tops = _label_odds(model, ids, answers)
+                best = int(np.argmax(odds))
+                content[key], ids = options[best], [*ids, *answers[best]]
+                facts = {"label_probabilities": dict(zip(options, odds, strict=True)), "label_top_logprobs": tops}
+            else:
+                kept = 0 if texts == 1 or key != self._keys[0] else room // 2  # for the text that comes after
+                start, most = len(ids), room - (min(kept, ANSWER_ROOM) if key == "rationale" else kept)
+                content[key], ids = _write(model, ids, most)
+                room -= len(ids) - start
+                finish = "length" if key == self._form.key and len(ids) - start == most else finish
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(ids) - len(prompt)}
-        facts = {"content": json.dumps(content, ensure_ascii=False), "finish_reason": "stop", "usage": usage}
-        shares = dict(zip(self._labels, odds, strict=True))
-        return facts | {"label_probabilities": shares, "label_top_logprobs": tops}
+        return {"content": json.dumps(content, ensure_ascii=False), "finish_reason": finish, "usage": usage, **facts}
 
 
 def _prompt(model: Model, messages: Sequence[Mapping[str, str]]) -> list[int]:

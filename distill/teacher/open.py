@@ -7,6 +7,7 @@ from typing import Any
 
 from edgestill.distill.dataset import Row
 from edgestill.distill.recipe import Recipe, resolve
+from edgestill.distill.teacher.form import Form
 from edgestill.distill.teacher.live import LiveTeacher, live_fingerprint
 from edgestill.distill.teacher.prompt import endpoint_host
 from edgestill.distill.teacher.protocol import Teacher
@@ -35,7 +36,9 @@ def teacher_host(recipe: Recipe, recipe_path: Path) -> str:
     return "local:" + model_hash(recipe, recipe_path)
 
 
-def open_teacher(recipe: Recipe, recipe_path: Path, folder: Path, rows: Sequence[Row]) -> Teacher:
+def open_teacher(
+    recipe: Recipe, recipe_path: Path, folder: Path, rows: Sequence[Row], form: Form | None = None
+) -> Teacher:
     """The teacher that the recipe names, ready to be asked.
 
     Args:
@@ -43,6 +46,7 @@ def open_teacher(recipe: Recipe, recipe_path: Path, folder: Path, rows: Sequence
         recipe_path: paths in it are relative to this file.
         folder: of the annotations; a live teacher keeps its spend record there and locks it.
         rows: of the data set, of which some may be asked twice.
+        form: of what a live teacher is asked; that of the recipe's task unless given.
 
     Raises:
         EdgestillError: no key, no file, a model that cannot be read, or another process at work.
@@ -58,7 +62,7 @@ def open_teacher(recipe: Recipe, recipe_path: Path, folder: Path, rows: Sequence
         from edgestill.distill.teacher.local import LocalEndpoint
 
         endpoint = LocalEndpoint(recipe, recipe_path, teacher_host(recipe, recipe_path))
-    return LiveTeacher(recipe, endpoint, folder, rows, teacher_fingerprint(recipe, recipe_path))
+    return LiveTeacher(recipe, endpoint, folder, rows, teacher_fingerprint(recipe, recipe_path), form)
 
 
 def _base_url(recipe: Recipe) -> str:

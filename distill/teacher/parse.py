@@ -1,4 +1,7 @@
-"""From what a teacher said to a label and a rationale, or to the reason why it cannot be used. No default label."""
+"""From what a teacher said to an answer and a rationale, or to the reason why it cannot be used. No default answer.
+
+What counts as an answer is a form's to say; see `form`.
+"""
 
 import ast
 import json
@@ -6,7 +9,7 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -46,13 +49,29 @@ class Reading:
     detail: str = ""
 
 
-def read_response(response: dict[str, Any], labels: Sequence[str], several: bool = False) -> Reading:
+@dataclass(frozen=True)
+class Wanted:
+    """What in a text is an answer.
+
+    It stands in an object under one of `keys`, the first that is there, else behind a word that `line` finds, else it
+    is the whole text. `match` tells the answer that a value is, None where it is none; `unusable` says why it is none.
+    `named` is what an object without one lacks, `plural` what several are.
+    """
+
+    keys: tuple[str, ...]
+    line: re.Pattern[str]
+    named: str
+    plural: str
+    match: Callable[[object], str | None]
+    unusable: Callable[[object], Reading]
+
+
+def read_response(response: dict[str, Any], read: Callable[[str], Reading]) -> Reading:
     """Judge a stored response: how it ended first, then what it says.
 
     Args:
         response: content, refusal, finish_reason, usage; or error {status, code, message}.
-        labels: the allowed labels, as they are written.
-        several: whether an answer is a set of them and not one.
+        read: what a whole content says, such as a form does.
     """
     if (error := response.get("error")) is not None:
         return Reading(reason=error["reason"], detail=f"HTTP {error['status']}: {error['message']}")
@@ -62,68 +81,62 @@ def read_response(response: dict[str, Any], labels: Sequence[str], several: bool
     if response.get("refusal"):
         return Reading(reason="refused", detail=str(response["refusal"]))
     if finish != "length":
-        return read_text(content, labels, several)
+        return read(content)
     reasoning = (response.get("usage") or {}).get("reasoning_tokens") or 0
-    if not _answer(content) and (reasoning or content.strip()):
+    if not said_in(content) and (reasoning or content.strip()):
         return Reading(reason="reasoning_used_budget", detail=f"{reasoning or 'all'} reasoning tokens left no room")
     return Reading(reason="truncated", detail="the answer reached max_tokens")
 
 
-def read_text(content: str, labels: Sequence[str], several: bool = False) -> Reading:
-    """Label and rationale of a text: a JSON object wherever it stands, lines such as `Label: x`, or the bare label.
+def read_text(content: str, wanted: Wanted) -> Reading:
+    """Answer and rationale of a text: a JSON object wherever it stands, lines such as `Label: x`, or the bare answer.
 
-    A label that merely occurs in prose is not taken for an answer, nor is one of several that contradict each other.
-    With `several` the answer is a set of labels: a list in an object, or names with bars between them.
+    An answer that merely occurs in prose is not taken for one, nor is one of several that contradict each other.
     """
-    text = _answer(content)
+    text = said_in(content)
     if not text:
         return Reading(reason="empty", detail="no content")
     objects, rest = _objects(text)
-    keys, match = (("labels", "label"), _match_set) if several else (("label",), _match)
-    answers = [(each, key) for each in objects if (key := next((k for k in keys if k in each), None)) is not None]
+    answers = [(one, key) for one in objects if (key := next((k for k in wanted.keys if k in one), None)) is not None]
     found = [(each[key], each.get("rationale") or each.get("reason")) for each, key in answers]
     if not found:
         rationale = RATIONALE_LINE.search(rest)
-        lines: list[str] = (LABELS_LINE if several else LABEL_LINE).findall(rest) or [text]
+        lines: list[str] = wanted.line.findall(rest) or [text]
         found = [(line, rationale and rationale[1]) for line in lines]
-    allowed = {name: why for said, why in found if (name := match(said, labels)) is not None}
+    allowed = {name: why for said, why in found if (name := wanted.match(said)) is not None}
     if len(allowed) == 1:
         label, why = allowed.popitem()
-        return Reading(label, _clean(why) or None if isinstance(why, str) else None)
+        return Reading(label, clean(why) or None if isinstance(why, str) else None)
     if allowed:
-        return Reading(reason="unparsable", detail=f"several labels: {', '.join(map(repr, allowed))}")
+        return Reading(reason="unparsable", detail=f"several {wanted.plural}: {', '.join(map(repr, allowed))}")
     if REFUSAL.match(rest):
-        return Reading(reason="refused", detail=_clean(rest)[:200])
+        return Reading(reason="refused", detail=clean(rest)[:200])
     said = found[-1][0]
     if said is text:
-        return Reading(reason="unparsable", detail=f"no JSON object with {'labels' if several else 'a label'}")
-    return _unusable_set(said, labels) if several and isinstance(said, list) else _unusable(said)
+        return Reading(reason="unparsable", detail=f"no JSON object with {wanted.named}")
+    return wanted.unusable(said)
 
 
 def objects_in(content: str) -> list[dict[str, Any]]:
     """The objects of an answer, wherever they stand, as `read_text` reads them: keys in small letters, in order."""
-    return _objects(_answer(content))[0]
+    return _objects(said_in(content))[0]
 
 
-def _unusable(said: object) -> Reading:
+def unusable_label(said: object) -> Reading:
+    """Why a value is no label."""
     if not isinstance(said, str):
         return Reading(reason="unparsable", detail=f"label is of type {type(said).__name__}, not text")
     return Reading(reason="label_not_allowed", detail=f"label is {said.strip()[:80]!r}")
 
 
-def _unusable_set(said: list[object], labels: Sequence[str]) -> Reading:
-    """Why a list is no set of labels: the first in it that is none."""
-    return _unusable(next(each for each in said if _match(each, labels) is None))
-
-
-def _answer(content: str) -> str:
+def said_in(content: str) -> str:
     """What follows the thinking; nothing where the thinking does not end."""
     thinking = THINKING.match(content)
     text = content[thinking.end() if thinking else 0 :].strip()
     return "" if text.startswith("<think>") else text
 
 
-def _match(said: object, labels: Sequence[str]) -> str | None:
+def match_label(said: object, labels: Sequence[str]) -> str | None:
     """The allowed label that `said` is: as it is written, or up to what `_plain` leaves out where that is one label."""
     if isinstance(said, int | float):
         said = json.dumps(said)
@@ -133,12 +146,12 @@ def _match(said: object, labels: Sequence[str]) -> str | None:
     return said if said in labels else _by_plain_name(tuple(labels)).get(_plain(said))
 
 
-def _match_set(said: object, labels: Sequence[str]) -> str | None:
-    """The set that `said` is, as `label_sets` writes it: a list of names or names with bars; each as in `_match`."""
+def match_set(said: object, labels: Sequence[str]) -> str | None:
+    """The set that `said` is, as `label_sets` writes it: a list or names with bars; each as in `match_label`."""
     parts = label_sets.split(said) if isinstance(said, str) and said.strip() else said
     if not isinstance(parts, list | tuple):
         return None
-    names = [name for part in parts if (name := _match(part, labels)) is not None]
+    names = [name for part in parts if (name := match_label(part, labels)) is not None]
     return label_sets.join(names, labels) if len(names) == len(parts) else None
 
 
@@ -159,7 +172,7 @@ def _plain(label: str) -> str:
     return SEPARATORS.sub(" ", folded).lstrip(QUOTES).rstrip(QUOTES + ".,;:!?。}") or folded
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """A text that can be written as UTF-8, without blanks around it."""
     return text.encode("utf-8", "replace").decode().strip()
 

@@ -23,3 +23,8 @@ AFTER: dict[str, str] = {"confidence": " Briefly double-check that your answer i
 def primed(text: str, priming: str) -> str:
     """The question as the teacher gets it."""
     return BEFORE.get(priming, "") + text + AFTER.get(priming, "")
+
+
+def unprimed(asked: str, priming: str) -> str:
+    """The question in what the teacher got."""
+    return asked.removeprefix(BEFORE.get(priming, "")).removesuffix(AFTER.get(priming, ""))

@@ -1,16 +1,19 @@
 """What is written to the teacher: the messages of a row, the schema of the answer, the parameters, and the cache key.
 
-Sends nothing and reads no answer.
+What is asked for in which shape is a `Form`'s to say. Sends nothing and reads no answer.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
 from edgestill.distill.recipe import Recipe
+from edgestill.distill.teacher.form import Form
+from edgestill.distill.teacher.forms import form_of
+from edgestill.distill.teacher.priming import primed
 from edgestill.runtime.manifest import sha256_json
 from edgestill.runtime.serving.teacher_prompt import TeacherPrompt, Template, Turn
 
@@ -86,18 +89,18 @@ class Request:
 class Prompter:
     """Builds every request of a recipe in a dialect; immutable, made anew when the dialect changes."""
 
-    def __init__(self, recipe: Recipe, host: str, model: str, dialect: Dialect) -> None:
-        """`host` is the endpoint's host and port, or what stands for it."""
+    def __init__(self, recipe: Recipe, host: str, model: str, dialect: Dialect, form: Form | None = None) -> None:
+        """`host` is the endpoint's host and port, or what stands for it; `form` is the task's own unless given."""
         self._recipe, self._host, self._model = recipe, host, model
-        self.dialect = dialect
-        self.wants_rationale = recipe.task.rationale
-        self.labels, self.several = list(recipe.task.labels), recipe.task.is_multilabel
-        self.system = _instructions(recipe, _keys(recipe))
-        self._schema = _response_format(recipe, dialect.answer_format)
+        self.dialect, self.form = dialect, form or form_of(recipe.task)
+        keys = self.form.keys(_order(recipe))
+        self.system = self.form.instructions(keys)
+        self._schema = _response_format(self.form.schema(keys), dialect.answer_format)
 
     def first(self, text: str) -> Request:
-        """The request for a row's text."""
-        messages = [{"role": "system", "content": self.system}, {"role": "user", "content": text}]
+        """The request for a row's text; what primes the teacher stands around the text here and nowhere else."""
+        asked = primed(text, self._recipe.teacher.priming)
+        messages = [{"role": "system", "content": self.system}, {"role": "user", "content": asked}]
         return self._request("answer", messages, self._recipe.teacher.max_tokens)
 
     def longer(self, request: Request) -> Request:
@@ -105,11 +108,9 @@ class Prompter:
         messages, limit = request.body["messages"], request.completion_bound_tokens * LONGER_FACTOR
         return self._request("longer", messages, limit)
 
-    def repair(self, request: Request, answer: str, problem: str) -> Request:
-        """The same, with the unusable answer and what is wrong with it."""
-        names = ", ".join(json.dumps(label, ensure_ascii=False) for label in self.labels)
-        wanted = "labels is a list of all that fit, perhaps none, of" if self.several else "label is one of"
-        complaint = f"{REPAIR}{problem}. Answer again with the JSON object alone; {wanted} {names}."
+    def repair(self, request: Request, answer: str, problem: str, text: str = "") -> Request:
+        """The same, with the unusable answer to the row with this text and what is wrong with it."""
+        complaint = f"{REPAIR}{problem}. Answer again with the JSON object alone; {self.form.mend(text)}."
         said = [{"role": "assistant", "content": answer}, {"role": "user", "content": complaint}]
         return self._request("repair", [*request.body["messages"], *said], request.completion_bound_tokens)
 
@@ -140,7 +141,7 @@ class Prompter:
 def first_dialect(recipe: Recipe) -> Dialect:
     """What is tried first: everything that the recipe does not switch off."""
     wanted = recipe.teacher.answer_format
-    asks_odds = recipe.teacher.logprobs and not recipe.task.is_multilabel  # they tell the odds of one label
+    asks_odds = recipe.teacher.logprobs and form_of(recipe.task).tells_odds
     return Dialect("json_schema" if wanted == "auto" else wanted, asks_odds)
 
 
@@ -151,26 +152,22 @@ def endpoint_host(base_url: str) -> str:
     return f"{parts.hostname}{port}{parts.path.rstrip('/')}"
 
 
-def _keys(recipe: Recipe, rationale: bool | None = None) -> tuple[str, ...]:
-    """Keys of the object that is asked for; with a rationale or not as the recipe says, unless told."""
-    answer = "labels" if recipe.task.is_multilabel else "label"
-    if not (recipe.task.rationale if rationale is None else rationale):
-        return (answer,)
-    return ("rationale", answer) if recipe.teacher.rationale_order == "before" else (answer, "rationale")
+def _order(recipe: Recipe) -> str | None:
+    """Where the reason stands, None where none is asked for."""
+    return recipe.teacher.rationale_order if recipe.task.rationale else None
 
 
 def teacher_prompt(recipe: Recipe, recorded: Template | None = None) -> TeacherPrompt:
     """How the teacher of a recipe is asked, for who must know its questions again: first the recipe's own way.
 
     Beside it stand the other orders of label and reason, each with the instructions in a system turn and, for models
-    that know none, in the user's. `recorded` is how imported answers were asked for; it comes last, because it may be
-    any user turn at all.
+    that know none, in the user's; an app's question is never primed. `recorded` is how imported answers were asked for;
+    it comes last, because it may be any user turn at all.
     """
-    answer, text = _keys(recipe, rationale=False), recipe.data.text
-    orders = dict.fromkeys((_keys(recipe), answer, ("rationale", *answer), (*answer, "rationale")))
+    form, text = form_of(recipe.task), recipe.data.text
     templates = list[Template]()
-    for keys in orders:
-        system = _instructions(recipe, keys)
+    for keys in dict.fromkeys(map(form.keys, (_order(recipe), None, "before", "after"))):
+        system = form.instructions(keys)
         templates.append(Template((Turn("system", system), Turn("user", "", text)), keys))
         templates.append(Template((Turn("user", f"{system}\n\n", text),), keys))
     if recorded is not None:
@@ -178,31 +175,9 @@ def teacher_prompt(recipe: Recipe, recorded: Template | None = None) -> TeacherP
     return TeacherPrompt(recipe.teacher.model, tuple(templates), REPAIR)
 
 
-def _instructions(recipe: Recipe, keys: Sequence[str]) -> str:
-    """Zero-shot: what is asked, the labels with their meaning, the shape of the answer (arXiv 2403.15886)."""
-    lines = [f"- {name}: {text}" if text else f"- {name}" for name, text in recipe.task.labels.items()]
-    said: dict[str, Any] = {
-        "rationale": "one short sentence that says why",
-        "label": "one of the labels above, as it is written there",
-        "labels": ["every label above that fits, as it is written there; an empty list if none fits"],
-    }
-    shape = json.dumps({key: said[key] for key in keys}, ensure_ascii=False)
-    listed = "\n".join(lines)
-    return f"{recipe.task.instruction}\n\nLabels:\n{listed}\n\nAnswer with one JSON object and nothing else:\n{shape}"
-
-
-def _response_format(recipe: Recipe, answer_format: str) -> dict[str, Any] | None:
+def _response_format(schema: dict[str, Any], answer_format: str) -> dict[str, Any] | None:
     if answer_format == "text":
         return None
-    label = {"type": "string", "enum": list(recipe.task.labels)}
-    kinds: dict[str, Any] = {
-        "rationale": {"type": "string"},
-        "label": label,
-        "labels": {"type": "array", "items": label},
-    }
-    keys = _keys(recipe)
-    properties = {key: kinds[key] for key in keys}
-    schema = {"type": "object", "properties": properties, "required": list(keys), "additionalProperties": False}
     if answer_format == "json_object":
         return {"type": "json_object", "schema": schema}  # llama-cpp-python and others read the schema there
     return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}

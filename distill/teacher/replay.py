@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgestill.distill.dataset import Row, read_records, row_id
+from edgestill.distill.dataset import Row, read_records, row_id, with_own_choices
 from edgestill.distill.recipe import Recipe
-from edgestill.distill.teacher.parse import Reading, read_text
+from edgestill.distill.teacher.forms import form_of
+from edgestill.distill.teacher.parse import Reading
 from edgestill.distill.teacher.protocol import Annotation, Rejection, Spending, Told
 from edgestill.runtime.errors import EdgestillError
 from edgestill.runtime.manifest import sha256_file
@@ -16,9 +17,10 @@ from edgestill.runtime.task import redacted
 
 
 class ReplayTeacher:
-    """Answers from a file with the fields text and label or raw, and where known rationale, probabilities, usage.
+    """Answers from a file with text, one of label, answer and raw, and where known rationale, probabilities, usage.
 
-    Where a row has a set of labels, `label` is a list of them, or text with bars between them.
+    Where a row has a set of labels, `label` is a list of them, or text with bars between them. Where it has choices,
+    they stand below its text or in the field that the recipe names.
     """
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
@@ -29,13 +31,21 @@ class ReplayTeacher:
         """
         self.name = recipe.teacher.model or f"recorded answers ({path.name})"
         self.fingerprint = replay_fingerprint(path)
-        self._task, self._labels = recipe.task, list(recipe.task.labels)
+        self._task, self._form = recipe.task, form_of(recipe.task)
         self._answers: dict[str, dict[str, Any]] = {}
         for where, record in read_records(str(path), "train"):
             if not isinstance(record.get("text"), str):
                 raise EdgestillError(f"{where}: no field 'text', found {sorted(record)}", "mend the recorded answers")
             _check(where, record)
-            self._answers[row_id(redacted(record["text"].strip(), recipe.teacher.redact)[0])] = record
+            self._answers[row_id(redacted(self._text(where, record), recipe.teacher.redact)[0])] = record
+
+    def _text(self, where: str, record: dict[str, Any]) -> str:
+        """The text of the row that a record answers."""
+        text, field = record["text"].strip(), self._task.choices
+        try:
+            return with_own_choices(text, record, self._task) if field is not None and field in record else text
+        except EdgestillError as error:
+            raise EdgestillError(f"{where}: {error.message}", "mend the recorded answers") from None
 
     def ask(self, rows: Iterable[Row], told: Told) -> None:
         """Nothing to ask: all answers are there."""
@@ -47,23 +57,24 @@ class ReplayTeacher:
         if record is None:
             return Rejection(row.id, "not_recorded", "no recorded answer for this text", "")
         usage, raw = record.get("usage") or {}, record.get("raw") or json.dumps(record, ensure_ascii=False)
-        reading = self._read(record)
+        reading = self._read(record, row.text)
         tokens = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
         if reading.label is None:
             return Rejection(row.id, str(reading.reason), reading.detail, raw, *tokens)
-        odds = None if self._task.is_multilabel else _distribution(record.get("probabilities"), self._labels)
+        odds = _distribution(record.get("probabilities"), self._form.labels) if self._form.tells_odds else None
         return Annotation(row.id, reading.label, odds, reading.rationale, *tokens, None, raw, requests=1)
 
-    def _read(self, record: dict[str, Any]) -> Reading:
-        label = record.get("label")
-        if "label" not in record and isinstance(record.get("raw"), str):
-            return read_text(record["raw"], self._labels, self._task.is_multilabel)
-        if not isinstance(label, (str, list) if self._task.is_multilabel else str):
-            return Reading(reason="unparsable", detail=f"label is {label!r}")
+    def _read(self, record: dict[str, Any], text: str) -> Reading:
+        key = next((key for key in ("label", "answer") if key in record), None)
+        if key is None and isinstance(record.get("raw"), str):
+            return self._form.read(record["raw"], text)
+        said = None if key is None else record[key]
+        if not isinstance(said, self._form.fields) or isinstance(said, bool):
+            return Reading(reason="unparsable", detail=f"{key or 'label'} is {said!r}")
         try:
-            label = self._task.read(label)
+            label = self._task.read(said, text)
         except EdgestillError:
-            return Reading(reason="label_not_allowed", detail=f"label is {label!r}")
+            return Reading(reason="label_not_allowed", detail=f"{key} is {said!r}")
         return Reading(label, str(record["rationale"]).strip() or None if record.get("rationale") else None)
 
     def spending(self) -> Spending:
@@ -104,7 +115,7 @@ def _check(where: str, record: dict[str, Any]) -> None:
         raise EdgestillError(f"{where}: half a surrogate pair, which is no text", "mend the recorded answers") from None
 
 
-def _distribution(found: object, labels: list[str]) -> dict[str, float] | None:
+def _distribution(found: object, labels: Sequence[str]) -> dict[str, float] | None:
     """Probabilities over all labels, summing to 1; what was left over is spread evenly over the unnamed labels."""
     if not isinstance(found, Mapping) or not found or not set(found) <= set(labels):
         return None

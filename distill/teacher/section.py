@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from edgestill.distill.section import Section
+from edgestill.distill.teacher.priming import Priming
 
 # Fields of a request that the engine counts on.
 OURS = ("model", "messages", "n", "stream", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs")
@@ -58,6 +59,7 @@ class TeacherSection(Section):
     max_tokens: Annotated[int, Field(ge=8)] = 512
     answer_format: Literal["auto", "json_schema", "json_object", "text"] = "auto"
     rationale_order: Literal["before", "after"] = "before"
+    priming: Priming = "none"
     logprobs: bool = True
     votes: Annotated[int, Field(ge=0, le=64)] = 0
     vote_temperature: Annotated[float, Field(gt=0, le=2)] = 0.7
@@ -102,6 +104,8 @@ class TeacherSection(Section):
             raise ValueError(f"kind {self.kind} needs `{needed}`" + WHAT_PATH_IS.get(self.kind, ""))
         if self.mode == "batch" and self.kind != "openai":
             raise ValueError(f"mode batch is for kind openai, found kind {self.kind}")
+        if self.priming != "none" and self.kind == "replay":
+            raise ValueError(f"priming {self.priming} is for a teacher that is asked; recorded answers are as they are")
         if self.votes == 1:
             raise ValueError("votes: 1 is no vote; wanted 0 (none) or at least 2")
         return self

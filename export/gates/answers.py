@@ -57,7 +57,7 @@ def measure(session: Session, rows: Sequence[Reference], task: Task, tokenizer: 
     for row in rows:
         session.forget()
         logits = session.logits(task.encode(tokenizer, row.text))
-        chances, label = answer(logits, task)
+        chances, label = answer(logits, task, row.text)
         kls.append(kl_nats(row.logits, logits, task))
         worst = max(worst, float(np.abs(chances - row.probabilities).max()))
         if label != row.label:
@@ -65,24 +65,26 @@ def measure(session: Session, rows: Sequence[Reference], task: Task, tokenizer: 
         said.append(label)
         given.append(chances)
     kept = sum(label == row.label for label, row in zip(said, rows, strict=True))
-    lost = _accuracy_lost(said, rows)
+    lost = accuracy_lost(said, rows)
     return Answers(len(rows), kept / len(rows), sum(kls) / len(rows), worst, margin, lost, np.array(given))
 
 
-def _accuracy_lost(said: Sequence[str], rows: Sequence[Reference]) -> Estimate | None:
+def accuracy_lost(said: Sequence[str], rows: Sequence[Reference]) -> Estimate | None:
+    """Torch's accuracy minus that of the engine that `said` so, against the teacher; None without the teacher's."""
     right = [(row.label == row.teacher, x == row.teacher) for x, row in zip(said, rows, strict=True) if row.teacher]
     return paired_test([by_torch for by_torch, _ in right], [here for _, here in right]).difference if right else None
 
 
-def answer_gates(engine: str, found: Answers) -> list[Gate]:
-    """Labels kept, KL, the surest answer changed; the teacher's labels lost where they are known.
+def answer_gates(engine: str, found: Answers, what: str = "labels") -> list[Gate]:
+    """Answers kept, KL, the surest answer changed; the teacher's answers lost where they are known.
 
+    `what` an answer is, in the plural, for the gate's name.
     A flip counts against the build only beyond what `MAX_SHARE_FLIPPED` explains on that many rows, see
     `flips_allowed`. The accuracy fails only when its paired interval lies wholly beyond `ACCURACY_MARGIN`.
     """
     flips = round((1 - found.labels_kept) * found.rows)
     gates = [
-        at_most(f"{engine}: labels other than torch's", flips, flips_allowed(found.rows), f"of {found.rows}"),
+        at_most(f"{engine}: {what} other than torch's", flips, flips_allowed(found.rows), f"of {found.rows}"),
         at_most(f"{engine}: mean KL at the answer", found.mean_kl_nats, MAX_MEAN_KL_NATS, "nats"),
         at_most(
             f"{engine}: torch's margin in a changed answer", found.max_margin_flipped, MAX_MARGIN_FLIPPED, "probability"

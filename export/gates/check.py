@@ -9,16 +9,17 @@ from edgestill.export.build import Build, Logits
 from edgestill.export.gates.answers import Answers, answer_gates, measure
 from edgestill.export.gates.endings import TorchSession, ending_gate, ends, longest_answer
 from edgestill.export.gates.gate import Gate, at_most, require
-from edgestill.export.gates.reference import Reference, by_labels
+from edgestill.export.gates.reference import Reference, by_labels, references
 from edgestill.export.gates.size import size_gate
 from edgestill.export.gates.template import template_gate
 from edgestill.export.gates.tokens import token_gates
 from edgestill.export.gates.twin import twin_gates
+from edgestill.export.gates.writing import measure_written, written_references
 from edgestill.export.grid import Grid
 from edgestill.runtime.bundle import ONNX_LABELS
 from edgestill.runtime.device import usable_cores
 from edgestill.runtime.student import ENCODER_ENGINES, ENGINES
-from edgestill.runtime.task import ANSWER_ROOM_TOKENS, load_tokenizer
+from edgestill.runtime.task import Task, load_tokenizer
 
 ENDING_ROWS = 32
 BUG = "report this as a bug with the recipe"
@@ -52,6 +53,11 @@ def file_gates(build: Build, read: Mapping[str, Any], numbers: Mapping[str, Any]
     return require(gates, BUG)
 
 
+def torch_answers(logits: Logits, task: Task, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> list[Reference]:
+    """What torch answers to rows of `dev.jsonl` on the grid's own numbers, as the task answers."""
+    return (written_references if task.is_written else references)(logits, task, tokenizer, rows)
+
+
 def answer_checks(
     build: Build, grid: Grid, logits: Logits, rows: Sequence[Reference]
 ) -> tuple[dict[str, Answers], list[Gate]]:
@@ -75,8 +81,12 @@ def answer_checks(
             path = Path(name) / f"twin.{engine.partition('-')[0]}"
             gates += require(twin_gates(build, engine, grid, seen, task, path), BUG)
         session = _open(build, engine, seen)
-        answers[engine] = measure(session, seen, task, load_tokenizer(build.folder))
-        gates += require(answer_gates(engine, answers[engine]), FINER)
+        tokenizer = load_tokenizer(build.folder)
+        if task.is_written:
+            answers[engine], what = measure_written(session, seen, task, tokenizer, logits), "answers"
+        else:
+            answers[engine], what = measure(session, seen, task, tokenizer), "labels"
+        gates += require(answer_gates(engine, answers[engine], what), FINER)
         if ended is not None and engine != ONNX_LABELS:
             longest, done = ended
             gate = ending_gate(engine, session, done, rows[: len(done)], task, longest)
@@ -88,7 +98,7 @@ def _open(build: Build, engine: str, rows: Sequence[Reference]) -> Any:
     """The engine as a device opens it, with room for the longest row and its answer."""
     path = build.path(engine)
     engines: Mapping[str, Any] = ENCODER_ENGINES if build.task.is_head else ENGINES
-    room = 0 if build.task.is_head or engine == ONNX_LABELS else ANSWER_ROOM_TOKENS
+    room = 0 if build.task.is_head or engine == ONNX_LABELS else build.task.room_tokens
     return engines[engine](path, usable_cores(), max(len(row.ids) for row in rows) + room)
 
 

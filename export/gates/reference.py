@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import exp
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from edgestill.runtime import decode
 from edgestill.runtime.decode import Probabilities
 from edgestill.runtime.session import Logits as Row
 from edgestill.runtime.task import Task
+from edgestill.runtime.written import Written
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Reference:
     """One row: `text` (filled), `ids` of its prompt, `logits` (V,) at the answer, of an encoder (L,), from torch.
 
     `probabilities` (L,) and `label` follow from the logits; `teacher` is the teacher's label, None where the run does
-    not keep it.
+    not keep it. Of a task that generates, `written` is torch's greedy answer, `label` the canonical one in it, and
+    `following` holds the logits behind the first tokens of it, one more token each, for the first rows alone.
     """
 
     text: str
@@ -27,6 +30,14 @@ class Reference:
     probabilities: Probabilities
     label: str
     teacher: str | None
+    written: Written | None = None
+    following: tuple[Row, ...] = ()
+
+    @property
+    def positions(self) -> list[tuple[list[int], Row]]:
+        """(token ids, torch's logits after them) of every position that is known."""
+        ids, said = list(self.ids), self.written.ids if self.written is not None else ()
+        return [(ids + list(said[:place]), row) for place, row in enumerate((self.logits, *self.following))]
 
 
 def references(logits: Logits, task: Task, tokenizer: Any, rows: Sequence[dict[str, Any]]) -> list[Reference]:
@@ -35,14 +46,14 @@ def references(logits: Logits, task: Task, tokenizer: Any, rows: Sequence[dict[s
     for row in rows:
         ids = task.encode(tokenizer, row["text"])
         values = np.array(logits(ids), np.float32)
-        chances, label = answer(values, task)
+        chances, label = answer(values, task, row["text"])
         found.append(Reference(row["text"], tuple(ids), values, chances, label, row.get("label")))
     return found
 
 
-def answer(logits: Row, task: Task) -> tuple[Probabilities, str]:
-    """((L,) probabilities of the labels, the answer as one text) that logits at the answer mean."""
-    chances = decode.task_probabilities(logits, task)
+def answer(logits: Row, task: Task, text: str) -> tuple[Probabilities, str]:
+    """((L,) probabilities of the labels, the answer as one text) that logits at a text's answer mean."""
+    chances = decode.task_probabilities(logits, task, text)
     return chances, task.written(task.chosen(chances.tolist()))
 
 
@@ -54,15 +65,20 @@ def by_labels(rows: Sequence[Reference], task: Task) -> tuple[list[Reference], T
 
 
 def golden_rows(rows: Sequence[Reference], task: Task) -> list[dict[str, Any]]:
-    """Lines of golden.jsonl: text, label and the probability of each label."""
+    """Lines of golden.jsonl: text, label and the probability of each label; what was written with its confidence."""
     return [
         {
             "text": row.text,
             "label": row.label,
             "probabilities": dict(zip(task.label_names, row.probabilities.tolist(), strict=True)),
+            **_as_written(row.written),
         }
         for row in rows
     ]
+
+
+def _as_written(written: Written | None) -> dict[str, Any]:
+    return {} if written is None else {"written": written.text, "confidence": exp(written.logprob_nats)}
 
 
 def kl_nats(wanted: Row, found: Row, task: Task) -> float:

@@ -10,7 +10,6 @@ from edgestill.export.build import Build
 from edgestill.export.gates.gate import Gate, at_most
 from edgestill.export.grid import Grid
 from edgestill.runtime.bundle import ONNX_LABELS
-from edgestill.runtime.task import ANSWER_ROOM_TOKENS
 
 MAX_EXCESS = 0.05
 GRAPH_BYTES = 2**18  # of nodes, names and small constants: what shows in a file of a few megabytes only
@@ -38,6 +37,6 @@ def _beside(build: Build, engine: str, path: Path) -> int:
     if build.task.is_head:
         return 0
     shape = read_shape(build.config)
-    longest = build.task.max_text_tokens + ANSWER_ROOM_TOKENS if engine == ONNX_LABELS else shape.context
+    longest = build.task.max_text_tokens + build.task.room_tokens if engine == ONNX_LABELS else shape.context
     positions = len({kind.rope for kind in shape.kinds}) * min(shape.context, longest)
     return positions * shape.head_size * 4  # D / 2 cosines and as many sines, float32

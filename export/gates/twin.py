@@ -21,7 +21,7 @@ from edgestill.runtime.device import usable_cores
 from edgestill.runtime.gguf_session import BATCH_TOKENS, GgufEncoderSession, GgufSession, _open
 from edgestill.runtime.session import Session
 from edgestill.runtime.student import ENCODER_ENGINES, ENGINES
-from edgestill.runtime.task import ANSWER_ROOM_TOKENS, Task
+from edgestill.runtime.task import Task
 
 TWIN_ROWS = 8
 MAX_KL_NATS = 1e-4
@@ -60,14 +60,15 @@ def twin_gates(build: Build, engine: str, grid: Grid, rows: Sequence[Reference],
 
 def compare(engine: str, path: Path, rows: Sequence[Reference], task: Task, max_error: float) -> list[Gate]:
     """Both gates of the twin at `path`."""
-    session = _session(engine, task.is_head)(path, usable_cores(), max(len(row.ids) for row in rows) + 1)
+    positions = [position for row in rows for position in row.positions]
+    session = _session(engine, task.is_head)(path, usable_cores(), max(len(ids) for ids, _ in positions) + 1)
     found = []
-    for row in rows:
+    for ids, _ in positions:
         session.forget()
-        found.append(session.logits(row.ids))
-    wanted = np.stack([row.logits for row in rows]).astype(np.float64)
+        found.append(session.logits(ids))
+    wanted = np.stack([logits for _, logits in positions]).astype(np.float64)
     error = float(np.sqrt(((np.stack(found) - wanted) ** 2).sum() / (wanted**2).sum()))
-    kl = max(kl_nats(row.logits, logits, task) for row, logits in zip(rows, found, strict=True))
+    kl = max(kl_nats(logits, here, task) for (_, logits), here in zip(positions, found, strict=True))
     return [
         at_most(f"{engine} in float32: KL at the answer", kl, MAX_KL_NATS, "nats"),
         at_most(f"{engine} in float32: RMS error of the logits", error, max_error, "of their RMS"),
@@ -92,7 +93,7 @@ def write_twin(build: Build, engine: str, grid: Grid, path: Path) -> None:
         from edgestill.export.onnx_labels import write_labels
 
         ids = [label.token_id for label in build.task.labels]
-        write_labels(grid, ids, build.task.max_text_tokens + ANSWER_ROOM_TOKENS, path, accuracy_level=FLOAT_LEVEL)
+        write_labels(grid, ids, build.task.max_text_tokens + build.task.room_tokens, path, accuracy_level=FLOAT_LEVEL)
     else:
         from edgestill.export.onnx_writer import write_onnx
 

@@ -1,7 +1,7 @@
 """Chat completions: messages the teacher was asked with in, the student's label in the same shape out.
 
-A student labels. Messages that are no template of the teacher's are labelled too, by their last user turn, and said to
-be unmatched; nobody is answered in free words.
+Messages that are no template of the teacher's are labelled too, by their last user turn, and said to be unmatched;
+nobody is answered in free words. What a student answers that writes is made in `writing`.
 """
 
 import json
@@ -11,17 +11,18 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgestill.runtime.choices import split_choices
 from edgestill.runtime.label_sets import EMPTY, SEPARATOR
 from edgestill.runtime.prediction import Prediction
 from edgestill.runtime.serving.answers import Entry, Piece, Totals, until
 from edgestill.runtime.serving.inside import reason
 from edgestill.runtime.serving.teacher_prompt import (
-    ANSWER_KEYS,
     REASON_KEYS,
     Found,
     Said,
     TeacherPrompt,
-    fields_in,
+    answer_keys,
+    fields_with_choices,
     find,
 )
 from edgestill.runtime.serving.wire import MAX_CHOICES, MAX_TOP_LOGPROBS, NO_EFFECT, ApiError, Ask
@@ -38,7 +39,7 @@ ROLES = {"developer": "system", "system": "system", "user": "user", "assistant":
 class ChatAsk:
     """A request, read. `keys` are those of the object to answer with, none for the bare answer."""
 
-    fields: Mapping[str, str]
+    fields: Mapping[str, Any]
     keys: tuple[str, ...]
     matched: bool
     model: str
@@ -65,7 +66,7 @@ def read_chat(ask: Ask, task: Task, prompt: TeacherPrompt | None, default_model:
         ApiError: 400, a key of the wrong type, no user turn, or unmatched messages with `strict`.
     """
     messages = _messages(ask.take("messages"))
-    found = find(prompt, messages) if prompt is not None else None
+    found = find(prompt, messages, task.choices) if prompt is not None else None
     if found is None and strict:
         raise ApiError(400, "the messages are not asked as the teacher was", "messages", "prompt_unmatched")
     read = found or _last_turn(messages, task, prompt)
@@ -120,10 +121,11 @@ def _text(content: object, where: str) -> str:
 def _last_turn(messages: Sequence[Said], task: Task, prompt: TeacherPrompt | None) -> Found:
     """The last user turn as the task's fields; asked for in the teacher's shape where that is known."""
     text = next(text for role, text in reversed(messages) if role == "user")
-    fields = fields_in(task.text, text)
+    fields = fields_with_choices(task.text, text, task.choices)
     if fields is None:
+        above, choices = split_choices(text) if task.choices is not None else (text, [])
         first, *rest = template_fields(task.text)
-        fields = {first: text, **dict.fromkeys(rest, "")}
+        fields = {first: above, **dict.fromkeys(rest, ""), **({task.choices: choices} if task.choices else {})}
     return Found(fields, prompt.templates[0].keys if prompt is not None else ())
 
 
@@ -138,14 +140,14 @@ def _shape(ask: Ask, keys: tuple[str, ...], task: Task) -> tuple[str, ...]:
     place = wanted.get("json_schema") if kind == "json_schema" else wanted
     schema = place.get("schema") if isinstance(place, dict) else None
     properties = schema.get("properties") if isinstance(schema, dict) else None
-    own = keys or (("labels",) if task.is_multilabel else ("label",))
+    answers = answer_keys(task)
+    own = keys or answers[:1]
     if not isinstance(properties, dict):
         return own
-    known = {*ANSWER_KEYS, *REASON_KEYS}
-    if not set(properties) <= known or not set(properties) & set(ANSWER_KEYS):
+    if not set(properties) <= {*answers, *REASON_KEYS} or not set(properties) & set(answers):
         ask.put_back("response_format", wanted)
         return own
-    if not all(_same_labels(properties[key], task) for key in ANSWER_KEYS if key in properties):
+    if not all(_same_labels(properties[key], task) for key in answers if key in properties):
         ask.put_back("response_format", wanted)
     return tuple(properties)
 
@@ -170,7 +172,7 @@ def chat_pieces(student: Student, asked: ChatAsk, abstain_below: float | None = 
     """
     prediction = student.predict(asked.fields, abstain_below=abstain_below)
     start = time.perf_counter()
-    why, reason_tokens, cut = yield from _reason(student, asked)
+    why, reason_tokens, cut = yield from reason_of(student, asked)
     reason_ms = (time.perf_counter() - start) * 1e3 if reason_tokens else 0.0
     yield from until(_pieces(prediction, why, asked, student.task), asked.stops)
     facts = {
@@ -178,12 +180,13 @@ def chat_pieces(student: Student, asked: ChatAsk, abstain_below: float | None = 
         "probabilities": prediction.probabilities,
         "confidence": prediction.confidence,
         "abstained": prediction.abstained,
+        **({} if prediction.choice is None else {"choice": prediction.choice}),
     }
     totals = Totals(prediction.prompt_tokens, 1 + reason_tokens, prediction.latency_ms, reason_ms, facts)
     yield Piece("", finish="length" if cut else "stop", totals=totals)
 
 
-def _reason(student: Student, asked: ChatAsk) -> Generator[None, None, tuple[str | None, int, bool]]:
+def reason_of(student: Student, asked: ChatAsk) -> Generator[None, None, tuple[str | None, int, bool]]:
     """(reason, its tokens, whether max_tokens cut it); None where none is asked for or the student gives none."""
     if student.task.rationale_suffix is None or not set(asked.keys) & set(REASON_KEYS):
         return None, 0, False
@@ -204,46 +207,49 @@ def _pieces(prediction: Prediction, why: str | None, asked: ChatAsk, task: Task)
         if key in REASON_KEYS:
             if why is None:
                 continue
-            yield _fixed(f'{opening}"{key}": ', asked)
+            yield fixed(f'{opening}"{key}": ', asked)
             yield Piece(json.dumps(why, ensure_ascii=False))
-        elif key == "label":
-            yield _fixed(f'{opening}"{key}": "', asked)
-            yield from _labels(prediction, asked, task, SEPARATOR, _spelled)
-            yield _fixed('"', asked)
-        else:
-            yield _fixed(f'{opening}"{key}": [' + ('"' if prediction.labels else ""), asked)
+        elif key == "labels":
+            yield fixed(f'{opening}"{key}": [' + ('"' if prediction.labels else ""), asked)
             if prediction.labels:
-                yield from _labels(prediction, asked, task, '", "', _spelled)
-            yield _fixed('"]' if prediction.labels else "]", asked)
+                yield from _labels(prediction, asked, task, '", "', spelled)
+            yield fixed('"]' if prediction.labels else "]", asked)
+        else:
+            yield fixed(f'{opening}"{key}": "', asked)
+            yield from _labels(prediction, asked, task, SEPARATOR, spelled)
+            yield fixed('"', asked)
         opening = ", "
-    yield _fixed("}", asked)
+    yield fixed("}", asked)
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
     """A label as it stands between the quotes of JSON."""
     return json.dumps(name, ensure_ascii=False)[1:-1]
 
 
 def _labels(prediction: Prediction, asked: ChatAsk, task: Task, between: str, spell: Any) -> Iterator[Piece]:
     if not prediction.labels:
-        yield _fixed(EMPTY if task.is_multilabel else "", asked)
+        yield fixed(EMPTY if task.is_multilabel else "", asked)
     ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])[: asked.top_logprobs or 0]
     for place, name in enumerate(prediction.labels):
         if place:
-            yield _fixed(between, asked)
-        top = [_entry(spell(other), p) for other, p in ranked]
-        yield Piece(spell(name), _entries(spell(name), prediction.probabilities[name], top, asked))
+            yield fixed(between, asked)
+        top = [entry(spell(other), p) for other, p in ranked]
+        yield Piece(spell(name), entries_of(spell(name), prediction.probabilities[name], top, asked))
 
 
-def _fixed(text: str, asked: ChatAsk) -> Piece:
-    top = [_entry(text, 1.0)] if asked.top_logprobs else []
-    return Piece(text, _entries(text, 1.0, top, asked))
+def fixed(text: str, asked: ChatAsk) -> Piece:
+    """A part of the answer's shape, which is a token that had to come."""
+    top = [entry(text, 1.0)] if asked.top_logprobs else []
+    return Piece(text, entries_of(text, 1.0, top, asked))
 
 
-def _entries(token: str, p: float, top: list[Entry], asked: ChatAsk) -> tuple[Entry, ...]:
-    return () if asked.top_logprobs is None else ({**_entry(token, p), "top_logprobs": top},)
+def entries_of(token: str, p: float, top: list[Entry], asked: ChatAsk) -> tuple[Entry, ...]:
+    """The log-probabilities of a token with probability `p`, none where the request wants none."""
+    return () if asked.top_logprobs is None else ({**entry(token, p), "top_logprobs": top},)
 
 
-def _entry(token: str, p: float) -> Entry:
+def entry(token: str, p: float) -> Entry:
+    """One token in OpenAI's shape."""
     logprob = max(math.log(p), LEAST_LOGPROB) if p > 0 else LEAST_LOGPROB
     return {"token": token, "logprob": logprob, "bytes": list(token.encode())}

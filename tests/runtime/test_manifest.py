@@ -6,7 +6,7 @@ import json
 import random
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -163,3 +163,23 @@ def test_a_line_that_is_no_object_is_named_by_file_and_number(tmp_path: Path) ->
     path.write_text('{"a": 1}\n\n[2]\n', encoding="utf-8")
     with pytest.raises(EdgestillError, match=r"rows\.jsonl:3 holds list"):
         list(manifest.read_jsonl(path))
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A manifest that got a key after its first files."""
+
+    name: str
+    added: int = field(default=3, metadata=manifest.LATER)
+    schema: str = "grown/1"
+
+
+def test_a_key_that_came_later_may_be_missing_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "grown.json"
+    path.write_text('{"name": "x", "schema": "grown/1"}', encoding="utf-8")
+    assert manifest.load(Grown, path) == Grown("x", 3)
+    manifest.save(path, Grown("x", 4))
+    assert manifest.load(Grown, path).added == 4
+    path.write_text('{"added": 4, "schema": "grown/1"}', encoding="utf-8")
+    with pytest.raises(EdgestillError, match="wanted the keys"):
+        manifest.load(Grown, path)

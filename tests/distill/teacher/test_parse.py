@@ -9,7 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edgestill.distill.teacher.parse import Reading, read_response, read_text
+from edgestill.distill.task_section import TaskSection
+from edgestill.distill.teacher.forms import OneLabel
+from edgestill.distill.teacher.parse import Reading, read_response
 
 LABELS = ["card_lost", "card_stolen", "card", "no", "other?"]
 REASONS = {"refused", "empty", "unparsable", "label_not_allowed"}
@@ -31,6 +33,11 @@ PIECES += [
     '{"label": "card"}',
 ]
 shreds = st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
+
+
+def read_text(content: str, labels: list[str]) -> Reading:
+    return OneLabel(TaskSection.model_validate({"instruction": "Which?", "labels": labels})).read(content, "")
+
 
 READ = [
     '{"rationale": "gone", "label": "card_lost"}',
@@ -167,7 +174,7 @@ HOW_IT_ENDED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("response", "reason"), HOW_IT_ENDED, ids=range(len(HOW_IT_ENDED)))
 def test_how_a_response_ended_comes_before_what_it_says(response: dict[str, Any], reason: str) -> None:
-    reading = read_response(response, LABELS)
+    reading = read_response(response, lambda content: read_text(content, LABELS))
     assert (reading.label, reading.reason) == (None, reason)
     assert reading.detail
 
@@ -280,5 +287,5 @@ ENDLESS = [
 @pytest.mark.parametrize("content", ENDLESS, ids=range(len(ENDLESS)))
 def test_no_text_is_slow_to_read(content: str) -> None:
     start = time.process_time()
-    read_response({"content": content, "finish_reason": "stop"}, LABELS)
+    read_response({"content": content, "finish_reason": "stop"}, lambda content: read_text(content, LABELS))
     assert time.process_time() - start < 0.5

@@ -7,11 +7,17 @@ from typing import Any
 import pytest
 from scripted_server import Answer, Call, ScriptedServer
 
-from edgestill.distill.teacher.parse import Reading, read_response, read_text
+from edgestill.distill.task_section import TaskSection
+from edgestill.distill.teacher.forms import form_of
+from edgestill.distill.teacher.parse import Reading, read_response
 from edgestill.distill.teacher.protocol import Annotation, Rejection
 
 LABELS = ["red", "green", "deep blue"]
 Serve = Callable[..., ScriptedServer]
+
+
+def read_text(content: str, kind: str = "multilabel") -> Reading:
+    return form_of(TaskSection.model_validate({"kind": kind, "instruction": "?", "labels": LABELS})).read(content, "")
 
 
 @pytest.fixture
@@ -46,7 +52,7 @@ def said(*labels: str, **more: str) -> Answer:
     ],
 )
 def test_a_set_is_read_in_whatever_shape_it_comes(content: str, label: str) -> None:
-    assert read_text(content, LABELS, several=True).label == label
+    assert read_text(content).label == label
 
 
 @pytest.mark.parametrize(
@@ -68,20 +74,20 @@ def test_a_set_is_read_in_whatever_shape_it_comes(content: str, label: str) -> N
     ],
 )
 def test_what_is_no_set_has_a_reason_and_never_a_part_of_its_labels(content: str, reason: str) -> None:
-    reading = read_text(content, LABELS, several=True)
+    reading = read_text(content)
     assert (reading.label, reading.reason) == (None, reason)
 
 
 def test_where_one_label_is_wanted_a_set_is_none() -> None:
-    assert read_text('{"labels": ["red"]}', LABELS).reason == "unparsable"
-    assert read_text('{"label": ["red"]}', LABELS).reason == "unparsable"
-    assert read_text("red | green", LABELS).reason == "unparsable"
+    assert read_text('{"labels": ["red"]}', "classify").reason == "unparsable"
+    assert read_text('{"label": ["red"]}', "classify").reason == "unparsable"
+    assert read_text("red | green", "classify").reason == "unparsable"
 
 
 def test_a_reason_comes_with_a_set() -> None:
     content = json.dumps({"rationale": " why ", "labels": ["red"]})
     response = {"content": content, "finish_reason": "stop"}
-    assert read_response(response, LABELS, several=True) == Reading("red", "why")
+    assert read_response(response, read_text) == Reading("red", "why")
 
 
 def test_the_teacher_is_asked_for_a_list_of_labels_without_log_probabilities(sets: Any, serve: Serve) -> None:

@@ -1,0 +1,1 @@
+"""What an experiment's cells say together: arms, paired differences, one table and two pictures."""

@@ -1,0 +1,1 @@
+"""Experiments: recipes that differ in a few keys, each over several seeds, measured alike."""
