@@ -32,36 +32,37 @@ def read_corrections(recipe: Recipe, recipe_path: Path, rows: tuple[Row, ...]) -
     path = Path(resolve(recipe_path, recipe.data.corrections))
     if not path.is_file():
         raise EdgestillError(f"data.corrections: no file {path}", "name a .jsonl, .csv or .parquet file")
-    splits = {row.id: row.split for row in rows}
+    known = {row.id: row for row in rows}
     found: dict[str, Correction] = {}
     for where, record in read_records(str(path), "train"):
-        name, correction = _row_of(where, record, recipe, splits), _read(where, record, recipe)
+        name = _row_of(where, record, recipe, known)
+        correction = _read(where, record, recipe, known[name].text)
         if found.setdefault(name, correction) != correction:
             raise EdgestillError(f"{where}: row {name} is corrected twice, differently", "keep one of the two lines")
     return found
 
 
-def _row_of(where: str, record: dict[str, Any], recipe: Recipe, splits: dict[str, str]) -> str:
+def _row_of(where: str, record: dict[str, Any], recipe: Recipe, known: dict[str, Row]) -> str:
     """Id of the row that a record corrects."""
     name, text = record.get("id"), record.get("text")
     if not name and isinstance(text, str):
         name = row_id(redacted(text.strip(), recipe.teacher.redact)[0])
-    if not isinstance(name, str) or name not in splits:
+    if not isinstance(name, str) or name not in known:
         raise EdgestillError(
             f"{where}: no row that is asked about has the id or text {record.get('id') or text!r:.80}",
             "mend the corrections",
         )
-    if splits[name] == "test":
+    if known[name].split == "test":
         raise EdgestillError(
             f"{where}: row {name} is a test row, where the teacher itself is measured", "mend its gold in data.test"
         )
     return name
 
 
-def _read(where: str, record: dict[str, Any], recipe: Recipe) -> Correction:
+def _read(where: str, record: dict[str, Any], recipe: Recipe, text: str) -> Correction:
     rationale = str(record.get("rationale") or "").strip()
     try:
-        label = recipe.task.read(record.get("label"))
+        label = recipe.task.read(record.get("label"), text)
     except EdgestillError as error:
         raise EdgestillError(f"{where}: {error.message}", "mend the corrections") from None
     return Correction(label, redacted(rationale, recipe.teacher.redact)[0] or None)

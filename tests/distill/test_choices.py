@@ -10,6 +10,7 @@ import yaml
 
 from edgestill.distill.base import prepare_base
 from edgestill.distill.base_prompts import base_prompts
+from edgestill.distill.corrections import read_corrections
 from edgestill.distill.dataset import Row, load_dataset
 from edgestill.distill.labels import build_task
 from edgestill.distill.recipe import Recipe, read_recipe
@@ -116,6 +117,16 @@ def test_a_rows_text_holds_its_choices_and_its_gold_their_letter(tmp_path: Path)
     wanted = {with_choices(row["question"], row["options"]): "AB"[OPTIONS.index(row["gold"])] for row in rows}
     assert {row.text: row.gold for row in data.split("test")}.items() <= wanted.items()
     assert all(row.text in wanted for row in data.rows)
+
+
+def test_a_correction_by_hand_may_be_the_choices_own_words(tmp_path: Path) -> None:
+    recipe = recipe_in(tmp_path, data={"corrections": "corrections.jsonl"})
+    row = Row("0f", TEXT, None, "train")
+    write(tmp_path / "corrections.jsonl", [{"id": "0f", "label": "gravity"}])
+    assert read_corrections(recipe, tmp_path / "recipe.yaml", [row])["0f"].label == "C"
+    write(tmp_path / "corrections.jsonl", [{"id": "0f", "label": "E"}])
+    with pytest.raises(EdgestillError, match="is none of"):
+        read_corrections(recipe, tmp_path / "recipe.yaml", [row])
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from edgestill.distill.ledger import Ledger
 from edgestill.distill.pipeline import run_annotate
 from edgestill.distill.plan import make_plan
 from edgestill.distill.recipe import read_recipe
+from edgestill.distill.run import MANIFEST_NAME as RUN_NAME
+from edgestill.distill.run import StudentRun
 from edgestill.distill.select.elad import Elad
 from edgestill.distill.select.rounds import Rounds
 from edgestill.distill.teacher.protocol import Annotation, Rejection
@@ -219,7 +221,7 @@ def test_a_run_that_is_killed_among_the_reviews_goes_on_without_paying_twice(
 
     server.script = script
     victims.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    _, said = victims[0].communicate(timeout=240)
+    _, said = victims[0].communicate(timeout=600)
     assert victims[0].returncode == -9, said
     chosen = notes(recipe)
     ledger, _ = annotated(recipe)
@@ -267,7 +269,7 @@ def test_without_reviews_the_reason_is_the_teachers_or_where_both_agree_the_stud
 def test_from_the_command_line_to_a_trained_student(cli: Cli, a_recipe: Write, tmp_path: Path, revision: str) -> None:
     sections: dict[str, Any] = {"select": {"revision": revision, "samples": 2, "explanation_tokens": 8}}
     if revision == "replace":
-        records = [json.loads(line) for name in ("pool", "test") for line in (tmp_path / f"{name}.jsonl").open()]
+        records = [*manifest.read_jsonl(tmp_path / "pool.jsonl"), *manifest.read_jsonl(tmp_path / "test.jsonl")]
         answers = [{"text": r["text"], "label": r["gold"], "rationale": f"It is {r['gold']}."} for r in records]
         (tmp_path / "said.jsonl").write_text("".join(json.dumps(each) + "\n" for each in answers), encoding="utf-8")
         recipe = a_recipe(**sections)
@@ -278,8 +280,8 @@ def test_from_the_command_line_to_a_trained_student(cli: Cli, a_recipe: Write, t
     for verb in ("annotate", "train"):
         done = cli(verb, recipe, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-2000:]
-    run = json.loads(next(tmp_path.rglob("run.json")).read_text(encoding="utf-8"))
-    assert run["rows"]["train"] == ROWS
+    (found,) = tmp_path.rglob(RUN_NAME)
+    assert manifest.load(StudentRun, found).rows["train"] == ROWS
 
 
 @pytest.mark.parametrize(

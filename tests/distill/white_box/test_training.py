@@ -14,9 +14,10 @@ from edgestill.distill.plan import make_plan
 from edgestill.distill.student.causal import CausalRows, load_causal
 from edgestill.distill.student.objectives import label_rationale_loss, token_losses
 from edgestill.distill.student.packing import pack
-from edgestill.distill.student.train import train_student
+from edgestill.distill.student.train import LOSSES_NAME, train_student
 from edgestill.distill.white_box.divergences import Whole, forward_kl, head_divergences
 from edgestill.distill.white_box.teacher_logits import FOLDER_NAME, MANIFEST_NAME
+from edgestill.runtime import manifest
 
 HELD_OUT = ["a ruby", "the lime in my glass", "blood on the floor", "does a frog sleep in moss?"]
 FULL = "{weight: 0.5, divergence: jsd, on_policy_fraction: 0.5, on_policy_tokens: 4, features: {pairs: 1}}"
@@ -135,9 +136,11 @@ def test_passes_do_not_change_what_is_learnt_from_samples(tiny_base: Path, other
     for name, size in (("one", ""), ("many", ", pass_rows: 1")):
         (tmp_path / name).mkdir()
         recipe = white_box_recipe(tmp_path / name, tiny_base, other_teacher, FULL, epochs="1", train=size)
-        facts = train(recipe, tmp_path / name)
-        losses.append((facts.label_loss_nats, facts.rationale_loss_nats))
-    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+        train(recipe, tmp_path / name)
+        lines = manifest.read_jsonl(tmp_path / name / "adapter" / LOSSES_NAME)
+        losses.append([line["label_nats"] for line in lines])
+    assert len(losses[0]) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_the_command_trains_with_a_teacher_of_the_recipe(
