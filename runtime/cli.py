@@ -194,7 +194,7 @@ def verify(bundle: BundleFolder, as_json: Json = False) -> None:
 
     facts = _same_numbers(bundle, verify_bundle(bundle))
     lines = [f"{facts.files} files have their hashes"]
-    lines += [f"{name}: {c.labels_changed} of {c.rows} golden labels differ" for name, c in facts.engines.items()]
+    lines += [f"{name}: {c.labels_changed} of {c.rows} golden answers differ" for name, c in facts.engines.items()]
     if facts.same_numbers is not None:
         lines.append(f"ONNX and GGUF hold the same numbers in {facts.same_numbers} tensors")
     lines += [f"not checked: {line}" for line in facts.skipped]
@@ -219,10 +219,16 @@ def _same_numbers(folder: Path, facts: Any) -> Any:
 
 
 def _print_answer(answer: dict[str, Any]) -> None:
-    chances = answer["probabilities"]
-    sure = ", ".join(f"{chances[name]:.1%}" for name in answer["labels"]) or f"none above {max(chances.values()):.1%}"
+    chances, name = answer["probabilities"], answer["label"] or "(no answer)"
+    if answer["text"] is not None:  # written: the whole text, then the answer that it holds
+        typer.echo(answer["text"])
+        sure = f"{answer['confidence']:.1%}"
+    else:
+        sure = ", ".join(f"{chances[n]:.1%}" for n in answer["labels"]) or f"none above {max(chances.values()):.1%}"
+    if answer["choice"] is not None:
+        name = f"{name}) {answer['choice']}"
     unsure = "  (abstained: too unsure)" if answer["abstained"] else ""
-    typer.echo(f"{answer['label']}  {sure}  {answer['latency_ms']:.1f} ms{unsure}")
+    typer.echo(f"{name}  {sure}  {answer['latency_ms']:.1f} ms{unsure}")
     if "reason" in answer:
         typer.echo(answer["reason"])
 

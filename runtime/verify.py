@@ -45,7 +45,7 @@ def verify_bundle(folder: Path) -> Verification:
             continue
         if check.labels_changed > MAX_LABELS_CHANGED_SHARE * check.rows:
             raise GateFailed(
-                f"{artifact.engine}: {check.labels_changed} of {check.rows} golden labels differ on this machine"
+                f"{artifact.engine}: {check.labels_changed} of {check.rows} golden answers differ on this machine"
             )
         engines[artifact.engine] = check
     if not engines:

@@ -115,6 +115,5 @@ def _batches(count: int) -> Iterator[slice]:
 
 
 def _reason_of(written: str) -> str:
-    """What stands before the last answer; all of it where none follows."""
-    before, marker, _ = ("\n" + written).rpartition(ANSWER_SUFFIX)
-    return before.strip() if marker else written
+    """What stands before the first answer; a student may go on and answer again."""
+    return ("\n" + written).partition(ANSWER_SUFFIX)[0].strip()

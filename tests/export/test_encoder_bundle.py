@@ -176,7 +176,7 @@ def test_the_command_line_labels_and_verifies(roberta_bundles: Bundles, cli: Any
     assert refused.returncode == 1
     assert "it labels and does not write" in refused.stderr
     told = cli("verify", folder).stdout
-    assert told.count("0 of 6 golden labels differ") == 2
+    assert told.count("0 of 6 golden answers differ") == 2
     assert "ONNX and GGUF hold the same numbers in 41 tensors" in told
 
 
