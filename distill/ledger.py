@@ -5,7 +5,7 @@ Counts what others did; asks nobody and writes nothing.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -15,6 +15,7 @@ from edgestill.distill.recipe import Recipe
 from edgestill.distill.teacher.budget import Tokens, usd_text
 from edgestill.distill.teacher.protocol import Annotation, Rejection, Spending
 from edgestill.distill.teacher.section import Price
+from edgestill.runtime.manifest import LATER
 from edgestill.runtime.metrics import wilson
 
 
@@ -72,9 +73,9 @@ class Ledger:
     splits: dict[str, int]
     stopped: str | None
     rows_sha256: str
-    not_selected: int = 0
-    selection: dict[str, Any] | None = None
-    rationale_facts: dict[str, Any] | None = None
+    not_selected: int = field(default=0, metadata=LATER)
+    selection: dict[str, Any] | None = field(default=None, metadata=LATER)
+    rationale_facts: dict[str, Any] | None = field(default=None, metadata=LATER)
     schema: str = "edgestill-annotations/2"
 
     @property

@@ -12,12 +12,13 @@ Layout of runs/NAME/student:
     predictions.jsonl     base, floor and student on the test rows, run with torch and scikit-learn
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError
+from edgestill.runtime.manifest import LATER
 
 MANIFEST_NAME = "student.json"
 GRID_FOLDER, GRID_NAME = "grid", "grid.safetensors"
@@ -42,8 +43,8 @@ class StudentRun:
     training: dict[str, Any]
     rows: dict[str, int]
     files: dict[str, str]
-    student: str = "student"
-    grid: dict[str, Any] | None = None
+    student: str = field(default="student", metadata=LATER)
+    grid: dict[str, Any] | None = field(default=None, metadata=LATER)
     schema: str = "edgestill-student/1"
 
 

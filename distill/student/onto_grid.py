@@ -9,7 +9,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from edgestill.distill.student_section import TrainSection
 from edgestill.distill.teacher.protocol import Annotation
 from edgestill.runtime import manifest
 from edgestill.runtime.device import peak_rss_bytes, usable_cores
+from edgestill.runtime.manifest import LATER
 
 FACTS_NAME, CHECKPOINT_NAME = "grid.json", "checkpoint.pt"
 CALIBRATION_TOKENS = 8_192
@@ -50,7 +51,6 @@ class OnGrid:
     nearest: Gap
     compensated: Gap
     trained: Gap
-    shipped: str
     calibration_tokens: int
     rounding_s: float
     rows: int
@@ -60,6 +60,7 @@ class OnGrid:
     seconds: float
     peak_rss_bytes: int | None
     merge_max_logit_difference: float | None
+    shipped: str = field(default="trained", metadata=LATER)
     schema: str = "edgestill-grid/1"
 
 

@@ -6,7 +6,7 @@ Does not evaluate on test rows and does not merge.
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from edgestill.distill.white_box.learner import WhiteBoxLearner
 from edgestill.distill.white_box.teacher_logits import FOLDER_NAME as LOGITS_FOLDER
 from edgestill.runtime import manifest
 from edgestill.runtime.device import peak_rss_bytes, usable_cores
+from edgestill.runtime.manifest import LATER
 from edgestill.runtime.task import Task
 
 FACTS_NAME = "training.json"
@@ -63,11 +64,11 @@ class Training:
     rationale_loss_nats: float | None
     dev_rows: int
     dev_agreement: float
-    epochs: float = 0.0
-    trained_parameters: int = 0
-    processes: int = 1
-    resumed_at_step: int | None = None
-    gate: dict[str, Any] | None = None
+    epochs: float = field(default=0.0, metadata=LATER)
+    trained_parameters: int = field(default=0, metadata=LATER)
+    processes: int = field(default=1, metadata=LATER)
+    resumed_at_step: int | None = field(default=None, metadata=LATER)
+    gate: dict[str, Any] | None = field(default=None, metadata=LATER)
     schema: str = "edgestill-training/1"
 
 
