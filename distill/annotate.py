@@ -35,6 +35,7 @@ def annotate(
     progress: Progress = lambda done, total: None,
     corrections: Mapping[str, Correction] | None = None,
     train: Fresh = no_student,
+    base_sha256: str | None = None,
 ) -> tuple[Ledger, EdgestillError | None]:
     """Ask, then write `annotations.jsonl` (a row a line, with what became of it) and, last, the ledger.
 
@@ -46,15 +47,15 @@ def annotate(
         folder: created.
         progress: told (done, total) while rows are asked.
         corrections: labels by hand by row id; such rows are not asked.
-        train: gives the strategy a fresh student, trained on (row, answer) pairs; told in a few words what for.
+        train: gives the strategy a fresh student, trained on (row, answer) pairs from `base_sha256`; told what for.
 
     Returns:
         The ledger, and why the teacher stopped before the end, if it did. Both files are written in either case.
     """
     corrections = corrections or {}
+    inputs = annotations_inputs(recipe, data, teacher.fingerprint, corrections, base_sha256)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    inputs = annotations_inputs(recipe, data, teacher.fingerprint, corrections)
     settled = functools.partial(_settled, fits=fits, corrections=corrections)
     if recipe.select.asks_all:
         rows = (row for row in data.rows if settled(row) is None)
@@ -78,18 +79,25 @@ def annotate(
 
 
 def annotations_inputs(
-    recipe: Recipe, data: Dataset, fingerprint: str, corrections: Mapping[str, Correction] | None = None
+    recipe: Recipe,
+    data: Dataset,
+    fingerprint: str,
+    corrections: Mapping[str, Correction] | None = None,
+    base_sha256: str | None = None,
 ) -> str:
-    """Hash of everything that the answers depend on; a price, a cap or a licence note is not among it."""
+    """Hash of everything that the answers depend on; a price, a cap or a licence note is not among it.
+
+    `base_sha256` is of the weights that a strategy's students start from, see `plan.strategy_base`.
+    """
     rows = [(row.id, row.text, row.gold, row.split) for row in data.rows]
-    asked = [
+    asked: list[Any] = [
         recipe.sha256("task", "data"),
         [student.base for student in recipe.students],
         recipe.teacher.kind,
         recipe.teacher.model,
     ]
     if not recipe.select.asks_all:
-        asked.append(_chosen_by(recipe))
+        asked.append([*_chosen_by(recipe), base_sha256])
     by_hand = {name: dataclasses.astuple(one) for name, one in (corrections or {}).items()}
     return manifest.sha256_json([asked, list(recipe.teacher.redact), rows, fingerprint, by_hand])
 

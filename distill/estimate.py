@@ -263,6 +263,8 @@ def _notes(recipe: Recipe, data: Dataset) -> list[str]:
         notes.append("teacher.license_note is missing: may a model be trained on this teacher's answers?")
     if teacher.kind == "openai" and not recipe.budget.model_dump(exclude_none=True):
         notes.append("no cap in budget: set usd, tokens or requests")
+    if getattr(recipe.select, "revision", None) == "review":
+        notes.append("a review takes more than the question reckoned with here: 'at most' is no bound of it")
     if data.redacted:
         notes.append(f"teacher.redact hid {data.redacted} places")
     return notes

@@ -18,7 +18,7 @@ from typing import Any
 from edgestill.distill.annotate import accepted
 from edgestill.distill.base import Base
 from edgestill.distill.base_prompts import Answer, base_prompts, by_writing, labelled
-from edgestill.distill.floor import Pair, fit_floor
+from edgestill.distill.floor import Pair, fit_floor, floor_chances
 from edgestill.runtime import decode, manifest
 from edgestill.runtime.device import peak_rss_bytes, usable_cores
 from edgestill.runtime.errors import EdgestillError
@@ -27,8 +27,6 @@ from edgestill.runtime.task import Task, load_tokenizer
 
 MAX_PROMPT_TOKENS = 4096
 MOST_DEV_TEXTS = 32  # on which two prompts of the base are compared where it writes whole texts
-
-Predict = Callable[[str], list[float]]
 
 
 @dataclass(frozen=True)
@@ -166,18 +164,8 @@ def _floor(student: Path, base: Base, task: Task, pairs: dict[str, list[Pair]]) 
     saved = pickle.dumps(model)
     start = time.perf_counter()
     pickle.loads(saved)
-    predict = _sklearn_predictor(model, task)
-    return System(lambda text: labelled(predict(text), task), len(saved), time.perf_counter() - start, note)
-
-
-def _sklearn_predictor(model: Any, task: Task) -> Predict:
-    columns = {name: i for i, name in enumerate(model.classes_)}
-
-    def predict(text: str) -> list[float]:
-        chances = model.predict_proba([text])[0]
-        return [float(chances[columns[name]]) if name in columns else 0.0 for name in task.label_names]
-
-    return predict
+    load_s = time.perf_counter() - start
+    return System(lambda text: labelled(floor_chances(model, task, text), task), len(saved), load_s, note)
 
 
 def _agreement(answer: Callable[[str], Answer], pairs: Sequence[Pair]) -> float:

@@ -60,19 +60,38 @@ class OneVsRest:
 def fit_floor(train: Sequence[Pair], dev: Sequence[Pair], task: Task | None = None) -> tuple[Any, str, float]:
     """(fitted pipeline, what it is, agreement on dev) of the best of two features and three strengths.
 
-    With a multilabel `task` the regressions are one a label, and agreement is on the whole set.
+    With a multilabel `task` the regressions are one a label, and agreement is on the whole set; with choices it is of
+    the likeliest that the row has.
     """
     texts, answers = [row.text for row, _ in train], [answer.label for _, answer in train]
     best: tuple[Any, str, float] | None = None
     for name, strength, model in _candidates(task):
         model.fit(texts, answers)
-        said = model.predict([row.text for row, _ in dev])
+        if task is not None and task.choices is not None:
+            said = [task.written(task.chosen(floor_chances(model, task, row.text))) for row, _ in dev]
+        else:
+            said = model.predict([row.text for row, _ in dev])
         score = sum(label == answer.label for label, (_, answer) in zip(said, dev, strict=True)) / len(dev)
         if best is None or score > best[2]:
             each = " a label" if task is not None and task.is_multilabel else ""
             best = (model, f"TF-IDF of {name}, logistic regression{each} C={strength:g}", score)
     assert best is not None
     return best
+
+
+def floor_chances(model: Any, task: Task, text: str) -> list[float]:
+    """What a fitted pipeline gives the task's L labels, those that it never saw 0.
+
+    Letters that a text has no choice for get 0 and the others share the 1, evenly where none of them was seen.
+    """
+    known = dict(zip(model.classes_, model.predict_proba([text])[0], strict=True))
+    chances = [float(known.get(name, 0.0)) for name in task.label_names]
+    if task.choices is None:
+        return chances
+    asked = len(task.choices_in(text))
+    total = sum(chances[:asked])
+    shares = [chance / total for chance in chances[:asked]] if total else [1 / asked] * asked
+    return [*shares, *[0.0] * (len(chances) - asked)]
 
 
 def _candidates(task: Task | None) -> Iterator[tuple[str, float, Any]]:

@@ -14,9 +14,9 @@ from edgestill.distill.dataset import load_dataset
 from edgestill.distill.evaluate import evaluate_system, predictions_path
 from edgestill.distill.imports import read_asked
 from edgestill.distill.ledger import Ledger
-from edgestill.distill.plan import Plan, StudentPlan
+from edgestill.distill.plan import Plan, StudentPlan, strategy_base
 from edgestill.distill.recipe import read_recipe, resolve
-from edgestill.distill.run import GRID_FOLDER, StudentRun
+from edgestill.distill.run import GRID_FOLDER, StudentRun, clear_run
 from edgestill.distill.run import MANIFEST_NAME as RUN_NAME
 from edgestill.distill.select.open import fresh_student, open_for
 from edgestill.distill.student_section import GRID_VERSION, TRAINING_VERSION
@@ -36,16 +36,17 @@ def run_annotate(plan: Plan, folder: Path, progress: Progress) -> tuple[tuple[Le
     """Annotate the rows into `folder`; ((ledger, why it stopped early), whether it was done already)."""
     data = load_dataset(plan.recipe, plan.recipe_path)
     corrections = read_corrections(plan.recipe, plan.recipe_path, data.rows)
+    base = strategy_base(plan.recipe, plan.recipe_path, plan.students[0].base)
     known = _finished_ledger(folder)
     if known is not None and known.recipe_sha256 == plan.recipe.sha256() and not known.goes_on:
         fingerprint = teacher_fingerprint(plan.recipe, plan.recipe_path)
-        if known.inputs_sha256 == annotations_inputs(plan.recipe, data, fingerprint, corrections):
+        if known.inputs_sha256 == annotations_inputs(plan.recipe, data, fingerprint, corrections, base):
             return (known, None), True  # with another price, say, the answers stand and are counted again
     teacher = open_for(plan, folder, data.rows)
     told = lambda done, total: progress(f"annotate, {teacher.spent_so_far()}", done, total)  # noqa: E731
     try:
-        train = fresh_student(plan, progress)
-        return annotate(plan.recipe, data, teacher, plan.fits, folder, told, corrections, train), False
+        train = fresh_student(plan, progress, [row.text for row in data.split("train")])
+        return annotate(plan.recipe, data, teacher, plan.fits, folder, told, corrections, train, base), False
     except OSError as error:
         raise manifest.disk_error(folder, error) from error
     finally:
@@ -99,7 +100,8 @@ def _finished_annotations(plan: StudentPlan, annotations: Path) -> Ledger:
     corrections = read_corrections(plan.recipe, plan.recipe_path, data.rows)
     fingerprint = teacher_fingerprint(plan.recipe, plan.recipe_path)
     whole = read_recipe(plan.recipe_path)  # the annotations are of all its students
-    if ledger.inputs_sha256 != annotations_inputs(whole, data, fingerprint, corrections):
+    base = strategy_base(whole, plan.recipe_path, plan.base)
+    if ledger.inputs_sha256 != annotations_inputs(whole, data, fingerprint, corrections, base):
         raise EdgestillError(f"{annotations} was made from another recipe or other data", again)
     if ledger.pending:
         raise EdgestillError(f"{ledger.pending} of {ledger.rows} rows are pending", again)
@@ -125,9 +127,9 @@ def _weights_inputs(plan: StudentPlan, ledger: Ledger) -> str:
     train = plan.recipe.train.model_copy(update={"quantize_aware": "auto"})  # of what comes after
     sections = plan.recipe.model_copy(update={"train": train}).sha256("task", "select", "student", "train")
     base = [manifest.sha256_file(p) for name in COPIED_FILES if (p := Path(plan.base.folder) / name).exists()]
-    weights = [*base, plan.base.weights_sha256]
-    task = dataclasses.asdict(plan.task)
-    return manifest.sha256_json([TRAINING_VERSION, sections, ledger.rows_sha256, weights, task])
+    weights, task = [*base, plan.base.weights_sha256], dataclasses.asdict(plan.task)
+    own = [teacher_fingerprint(plan.recipe, plan.recipe_path)] if train.white_box else []  # learnt from, not only asked
+    return manifest.sha256_json([TRAINING_VERSION, sections, ledger.rows_sha256, weights, task, *own])
 
 
 def _grid_inputs(plan: StudentPlan, ledger: Ledger) -> str | None:
@@ -155,6 +157,7 @@ def _weights(
 ) -> tuple[StudentPlan, Any]:
     """The plan with the base that was trained, and the training: kept from an interrupted run, or done now."""
     from edgestill.distill.student.train import CHECKPOINT_NAME, FACTS_NAME, Training, train_student
+    from edgestill.distill.white_box.teacher_logits import FOLDER_NAME as LOGITS_FOLDER
 
     pairs, dev = accepted(annotations, "train"), accepted(annotations, "dev")
     if not pairs or not dev:
@@ -170,7 +173,7 @@ def _weights(
             return plan, training
     if not (place / CHECKPOINT_NAME).exists():
         (place / FACTS_NAME).unlink(missing_ok=True)  # first: a folder that is half deleted must not look whole
-        shutil.rmtree(folder, ignore_errors=True)
+        clear_run(folder, LOGITS_FOLDER if plan.recipe.train.white_box else None)  # they know what they were made from
     place.mkdir(parents=True, exist_ok=True)
     told = lambda done, total: progress("train", done, total)  # noqa: E731
     training = train_student(plan.recipe, plan.base, plan.task, plan.tokenizer, pairs, dev, place, inputs, told)

@@ -9,7 +9,7 @@ from typing import Any
 from edgestill.distill.base import Base, prepare_base, read_config
 from edgestill.distill.labels import build_task
 from edgestill.distill.recipe import Recipe, read_recipe
-from edgestill.runtime.errors import UsageError
+from edgestill.runtime.errors import EdgestillError, UsageError
 from edgestill.runtime.task import Task, load_tokenizer
 
 IMPORTANCE_TEXTS = 64
@@ -53,9 +53,12 @@ class StudentPlan:
         return dataclasses.replace(self, base=shallow)
 
     def fits(self, text: str) -> bool:
-        """Whether the student can take a text whole, or may cut it."""
-        tokens = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return self.task.too_long != "refuse" or len(tokens) <= self.task.max_text_tokens
+        """Whether the student can take a text, whole or cut as the recipe allows."""
+        try:
+            self.task.cut(self.tokenizer, text)
+        except EdgestillError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,21 @@ def make_plan(recipe_path: Path) -> Plan:
             raise UsageError(f"student.layers is {section.layers}, but {section.base} has {layers}", "name fewer")
         tokenizer = load_tokenizer(Path(base.folder))
         task = build_task(alone, base, tokenizer)
+        if alone.train.white_box is not None:
+            from edgestill.distill.white_box.teacher import find_teacher
+
+            find_teacher(alone, task, tokenizer)
         name, place = (section.called, section.called) if several else ("student", "")
         students.append(StudentPlan(name, place, alone, recipe.sha256(), recipe_path, base, task, tokenizer))
     return Plan(recipe, recipe_path, tuple(students))
+
+
+def strategy_base(recipe: Recipe, recipe_path: Path, known: Base) -> str | None:
+    """SHA-256 of the weights that the recipe's strategy trains, None where it trains none; `known` spares reading."""
+    if not recipe.select.trains:
+        return None
+    spec = recipe.students[0].base
+    return (known if known.spec == spec else prepare_base(spec, recipe_path.parent)).weights_sha256
 
 
 def check_permission(recipe: Recipe, strict: bool) -> None:

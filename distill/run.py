@@ -12,6 +12,7 @@ Layout of runs/NAME/student:
     predictions.jsonl     base, floor and student on the test rows, run with torch and scikit-learn
 """
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,15 @@ class StudentRun:
     student: str = field(default="student", metadata=LATER)
     grid: dict[str, Any] | None = field(default=None, metadata=LATER)
     schema: str = "edgestill-student/1"
+
+
+def clear_run(folder: Path, kept: str | None = None) -> None:
+    """Delete what an earlier training left in `folder`, but not the folder in it that is called `kept`."""
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if path.is_dir() and path.name != kept:
+            shutil.rmtree(path, ignore_errors=True)
+        elif not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def load_run(folder: Path) -> StudentRun:

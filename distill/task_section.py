@@ -159,14 +159,13 @@ class TaskSection(Section):
         found = {letter for letter, word in zip(letters, words, strict=False) if word == canonical(said, "exact")}
         if isinstance(value, bool) or not isinstance(value, str | int):
             found = set()
-        elif isinstance(value, int):
-            found = {letters[value]} if 0 <= value < len(letters) else set()
         elif said in letters:
             found |= {said}
-        elif not found and said.isascii() and said.isdigit() and int(said) < len(letters):
-            found = {letters[int(said)]}
+        elif said.isascii() and said.isdigit() and int(said) < len(letters):
+            found |= {letters[int(said)]}
         if len(found) != 1:
-            several = f"means several of {choices}" if found else f"is none of {letters}, nor the words of a choice"
+            wanted = f"means several of {choices}, wanted a letter"
+            several = wanted if found else f"is none of {letters}, nor the words of a choice"
             raise EdgestillError(f"label {value!r:.80} {several}")
         return found.pop()
 

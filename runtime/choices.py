@@ -5,7 +5,7 @@ with its blanks so written. Knows no task and no model.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from edgestill.runtime.errors import EdgestillError
 
@@ -18,16 +18,25 @@ def with_choices(text: str, choices: Sequence[str]) -> str:
     """`text`, and below it a line "A) first", "B) second" and so on for each choice.
 
     Raises:
-        EdgestillError: choices that are one text, fewer than 2 or more than 26 of them, or one that is blank.
+        EdgestillError: choices that are no list, fewer than 2 or more than 26 of them, or one that is blank.
     """
-    if isinstance(choices, str) or not FEWEST <= len(choices) <= len(LETTERS):
-        found = f"the text {choices!r:.60}" if isinstance(choices, str) else f"{len(choices)} choices"
-        raise EdgestillError(f"found {found}, wanted a list of {FEWEST} to {len(LETTERS)} choices", "such as [yes, no]")
+    if not isinstance(choices, list | tuple) or not FEWEST <= len(choices) <= len(LETTERS):
+        wanted = f"wanted a list of {FEWEST} to {len(LETTERS)} choices"
+        hint = "give the list of its texts alone" if isinstance(choices, Mapping) else "such as [yes, no]"
+        raise EdgestillError(f"found {_named(choices)}, {wanted}", hint)
     lines = [" ".join(str(choice).split()) for choice in choices]
     blank = next((letter for letter, line in zip(LETTERS, lines, strict=False) if not line), None)
     if blank is not None:
         raise EdgestillError(f"choice {blank} is blank, wanted text", "leave it out of the row's list")
     return "\n".join([text, *(f"{letter}) {line}" for letter, line in zip(LETTERS, lines, strict=False))])
+
+
+def _named(choices: object) -> str:
+    if isinstance(choices, list | tuple):
+        return f"{len(choices)} choices"
+    if isinstance(choices, Mapping):
+        return f"a mapping of {list(choices)!r:.60}"
+    return f"the {'text' if isinstance(choices, str) else type(choices).__name__} {choices!r:.60}"
 
 
 def split_choices(text: str) -> tuple[str, list[str]]:

@@ -37,8 +37,10 @@ OUTER = " .,:;!?\"'`*_()[]{}<>" + "«»\u2018\u2019\u201a\u201c\u201d\u201e…\u
 FRACTION_DIGITS = 12
 _DIGITS = r"(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _MINUS = "-\u2212\u2013"
+_VULGAR = "\u00bc-\u00be\u2150-\u215f\u2189"  # one character is a fraction, or the beginning of one
 _NUMBER = re.compile(
     rf"(?P<sign>(?<![\w)\].])[{_MINUS}])?[$€£¥₹]?(?P<minus>(?<=[$€£¥₹])[{_MINUS}])?"
+    r"(?:(?P<whole>\d{1,3}(?:,\d{3})+|\d+)[^\S\n]+(?=\d{1,2}\s?[/\u2044]\s?\d+(?![\d./\u2044])))?"
     rf"(?P<value>{_DIGITS})(?P<power>[eE][-+]?\d{{1,2}}(?![\d.]))?(?:\s?[/\u2044]\s?(?P<under>\d+)(?![\d./\u2044]))?"
 )
 
@@ -118,16 +120,16 @@ def reason_asked(task: Task) -> tuple[str, int]:
 
 def reason_in(written: str, task: Task) -> str:
     """The reason in what a student wrote behind `reason_asked`: of a chain, what stands before its last answer line."""
-    if task.chain and ANSWER_SUFFIX in written:
-        written = written.rpartition(ANSWER_SUFFIX)[0]
-    return written.strip()
+    before, marker, _ = ("\n" + written).rpartition(ANSWER_SUFFIX)
+    return (before if task.chain and marker else written).strip()
 
 
 def canonical(text: str, match: str) -> str:
     """The one spelling that answers are compared in; the same again when applied twice.
 
     number: the last number of the text as plain decimal text, without thousands separators, currency or trailing
-    zeros, a fraction such as 3/4 to 12 digits; "" if there is none. A comma parts thousands and is no decimal mark.
+    zeros, a fraction such as 3/4 or 1 1/2 to 12 digits; "" if there is none. A comma parts thousands and is no decimal
+    mark.
     exact and f1: Unicode NFKC, case folded, runs of blanks as one, outer quotes, brackets and sentence ends taken off.
     """
     return _last_number(text) if match == NUMBER else _plain(text)
@@ -160,6 +162,8 @@ def _plain(text: str) -> str:
 
 
 def _last_number(text: str) -> str:
+    text = re.sub(rf"(?<=\d)(?=[{_VULGAR}])", " ", text)
+    text = re.sub(f"[{_VULGAR}]", lambda match: unicodedata.normalize("NFKC", match[0]), text)
     every = list(_NUMBER.finditer(text))
     if not every:
         return ""
@@ -170,7 +174,10 @@ def _last_number(text: str) -> str:
         under = Decimal(found["under"])
         if not under:
             return ""
-        value = Context(prec=FRACTION_DIGITS).divide(value, under)
+        if found["whole"] is not None and value >= under:
+            return _last_number(text[found.start("value") :])  # no mixed number: two numbers side by side
+        whole = Decimal((found["whole"] or "0").replace(",", ""))
+        value = Context(prec=FRACTION_DIGITS).divide(whole * under + value, under)
     plain = format(value, "f")
     plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
     return "-" + plain if plain != "0" and (found["sign"] or found["minus"]) else plain

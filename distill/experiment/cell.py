@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from edgestill.distill.annotate import ROWS_NAME, read_annotations
-from edgestill.distill.dataset import Row, row_id
+from edgestill.distill.dataset import Row
+from edgestill.distill.experiment.places import gold_of_pool
 from edgestill.distill.ledger import Answer, Ledger, Tally
 from edgestill.distill.pipeline import WEIGHTS_FOLDER, run_annotate, run_train
 from edgestill.distill.plan import Plan, make_plan
@@ -58,7 +59,8 @@ def measure(wanted: Wanted) -> ExperimentCell:
     """Run what is missing of the cell, then write its rows' ids and, last, the cell.
 
     Raises:
-        EdgestillError: what `annotate` and `train` raise; a cap that was reached, a test row without a gold label.
+        EdgestillError: what `annotate` and `train` raise; a cap that was reached, rows at which the endpoint failed, a
+            test row without a gold label.
     """
     folder, out = Path(wanted.folder), Path(wanted.out)
     plan = make_plan(folder / RECIPE_NAME)
@@ -66,6 +68,9 @@ def measure(wanted: Wanted) -> ExperimentCell:
     (ledger, stopped), _ = run_annotate(plan, folder / "annotations", lambda *_: None)
     if stopped is not None:
         raise stopped
+    if ledger.unfinished:  # fewer rows than another arm's
+        failed = f"{ledger.unfinished} of {ledger.rows} rows have no answer: the endpoint failed"
+        raise EdgestillError(failed, "the same command asks about them again")
     annotate_s = time.perf_counter() - start
     run, _ = run_train(plan.students[0], folder / "annotations", folder / "student", lambda *_: None)
     ids, right = _judged(folder / "student", wanted.metric)
@@ -170,9 +175,7 @@ def _qualities(
     """How often the labels are the pool's gold: of the rows learnt from and of all accepted ones."""
     if wanted.gold_of_pool is None:
         return None, None
-    records = manifest.read_jsonl(Path(wanted.gold_of_pool))
-    pool = [(str(record["text"]), record["label"]) for record in records]
-    gold = {row_id(text): plan.recipe.task.read(label, text) for text, label in pool}
+    gold = gold_of_pool(Path(wanted.gold_of_pool), plan.recipe.task)
     right = {
         row.id: answer.label == gold[row.id]
         for row, answer in answers

@@ -19,7 +19,7 @@ from typing import Any
 
 from edgestill.distill.experiment.arms import Arm, plan_arms
 from edgestill.distill.experiment.cell import RECIPE_NAME, Wanted
-from edgestill.distill.experiment.places import anchored, input_hashes
+from edgestill.distill.experiment.places import anchored, gold_of_pool, input_hashes
 from edgestill.distill.experiment.section import Experiment, read_experiment
 from edgestill.distill.plan import make_plan
 from edgestill.distill.recipe import check_recipe
@@ -165,6 +165,8 @@ def open_experiment(path: Path, out: Path | None = None) -> ExperimentRun:
         pool = path.parent / experiment.gold_of_pool
         if not pool.is_file():
             raise UsageError(f"gold_of_pool: no file {pool}", "JSON lines of text and label")
+        for arm in arms:
+            gold_of_pool(pool, check_recipe(arm.sections, arm.name).task)
         hashes = {name: {**found, "gold_of_pool": manifest.sha256_file(pool)} for name, found in hashes.items()}
     return ExperimentRun(
         experiment, path, out or Path("runs") / experiment.name, arms, _metric(experiment, arms), hashes

@@ -68,6 +68,11 @@ class LLKD(GatedSelection):
         if not self.lazy:
             work.ask(work.pool)
             return
+        kept = work.kept()
+        if kept is not None:  # rows that had failed would lead another student to other rows
+            rows = {row.id: row for row in work.pool}
+            work.ask([rows[name] for name in work.choose(lambda: kept).ids])
+            return
         from edgestill.distill.student.lazy import learn_while_asking
 
         gate = self.gate(work.labels)

@@ -29,13 +29,16 @@ def open_for(plan: Plan, folder: Path, rows: Sequence[Row]) -> Teacher:
     return opened(True) if recipe.select.asks_all else Reopened(opened)
 
 
-def fresh_student(plan: Plan, progress: Progress) -> Fresh:
-    """What trains a strategy's students: the recipe's first one, as its sections say. Opens torch when called."""
+def fresh_student(plan: Plan, progress: Progress, texts: Sequence[str] = ()) -> Fresh:
+    """What trains a strategy's students: the recipe's first one, as its sections say. Opens torch when called.
+
+    `texts` show which layers matter where the student is to be cut before any row is answered.
+    """
 
     def train(pairs: Sequence[tuple[Row, Annotation]], words: str) -> Any:
         from edgestill.distill.student.train import train_learner
 
-        student = plan.students[0].cut([row.text for row, _ in pairs])
+        student = plan.students[0].cut([row.text for row, _ in pairs] or texts)
         told = lambda done, total: progress(f"select, {words}", done, total)  # noqa: E731
         learner, *_ = train_learner(student.recipe, student.base, student.task, student.tokenizer, pairs, progress=told)
         return learner

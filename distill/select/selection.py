@@ -54,6 +54,7 @@ class Work:
         dev: development rows with their answers, to measure on and not to learn from.
         choose: the next choice: the one that an interrupted run of the same inputs made at this place, or what the
             function gives, written down before anyone is asked about it.
+        kept: the choice that `choose` will give because an earlier run made it, None where there is none.
         tell: says in a few words what is being worked on.
         amend: puts an answer in the place of the teacher's own, for a row that was asked about.
     """
@@ -67,6 +68,7 @@ class Work:
     sets: bool = False
     dev: "Sequence[Pair]" = ()
     choose: Callable[[Callable[[], Choice]], Choice] = lambda make: make()
+    kept: Callable[[], Choice | None] = lambda: None
     tell: Callable[[str], None] = lambda words: None
     amend: "Callable[[Annotation], None]" = lambda answer: None
 

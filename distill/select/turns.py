@@ -71,6 +71,7 @@ def ask_in_turns(
             sets=recipe.task.is_multilabel,
             dev=_accepted(data.split("dev"), lambda row: settled(row) or turns.answer(row)),
             choose=choices.choose,
+            kept=choices.kept,
             tell=lambda said: words.__setitem__(0, said),
             amend=turns.amend,
             task=recipe.task,
@@ -94,6 +95,7 @@ class Turns:
         self.stopped: EdgestillError | None = None
         self._teacher, self._told = teacher, told
         self._answers: dict[str, Annotation | Rejection | None] = {}
+        self._failed_in_a_row = 0
 
     def ask(self, rows: Sequence[Row], form: Form | None = None) -> Mapping[str, Annotation | Rejection | None]:
         """See `Work.ask`. Once the teacher has stopped it is asked no more, and tells only what it knows."""
@@ -102,7 +104,26 @@ class Turns:
         if new and self.stopped is None:
             self.stopped = self._ask(new, lambda done: self._told(before + done), form)
         self._answers |= {row.id: self._teacher.answer(row) for row in new}
+        self.stopped = self.stopped or self._given_up([self._answers[row.id] for row in new])
         return {row.id: self._answers[row.id] for row in rows}
+
+    def _given_up(self, answers: Iterable[Annotation | Rejection | None]) -> EdgestillError | None:
+        """Why to ask no more: the endpoint is down, which a turn of a few rows does not see."""
+        detail = ""
+        for answer in answers:
+            if isinstance(answer, Rejection) and answer.reason == "endpoint_error":
+                self._failed_in_a_row, detail = self._failed_in_a_row + 1, answer.detail
+            else:
+                self._failed_in_a_row = 0
+        if not detail:
+            return None
+        from edgestill.distill.teacher.online import GIVE_UP_AFTER
+
+        if self._failed_in_a_row < GIVE_UP_AFTER:
+            return None
+        return EdgestillError(
+            f"{self._failed_in_a_row} rows in a row failed: {detail}", "the same command goes on when it answers again"
+        )
 
     def _ask(self, rows: Sequence[Row], told: Told, form: Form | None) -> EdgestillError | None:
         if form is None:
@@ -165,12 +186,16 @@ class Choices:
 
     def choose(self, make: Callable[[], Choice]) -> Choice:
         """See `Work.choose`."""
-        place = len(self.made)
-        known = place < len(self._kept)
-        self.made.append(self._kept[place] if known else make())
-        if not known:
+        known = self.kept()
+        self.made.append(make() if known is None else known)
+        if known is None:
             manifest.write_jsonl(self._path, [self._record(choice) for choice in self.made])
         return self.made[-1]
+
+    def kept(self) -> Choice | None:
+        """See `Work.kept`."""
+        place = len(self.made)
+        return self._kept[place] if place < len(self._kept) else None
 
     def _record(self, choice: Choice) -> dict[str, Any]:
         return {"inputs_sha256": self._inputs, **dataclasses.asdict(choice)}

@@ -88,8 +88,9 @@ class EncoderRows:
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(R, L): what each text's labels get, shares of 1 or of a set each its own, by one forward pass a batch."""
-        outputs = self._in_batches(texts, self.logits)
-        return np.array([task_probabilities(row.numpy(), self.task) for row in outputs]).reshape(len(texts), -1)
+        outputs = zip(self._in_batches(texts, self.logits), texts, strict=True)
+        chances = [task_probabilities(row.numpy(), self.task, text) for row, text in outputs]
+        return np.array(chances).reshape(len(texts), len(self.task.labels))
 
     def embeddings(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(R, H): the pooled hidden states."""

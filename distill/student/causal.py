@@ -74,10 +74,19 @@ class CausalRows:
         return [Example(Branch(prompt, ids, even=True), None) for prompt, ids in zip(prompts, said, strict=True)]
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """(R, L): what each text's labels get at the answer's position, by one forward pass a batch."""
+        """(R, L): what each text's labels get at the answer's position, by one forward pass a batch.
+
+        As `decode.task_probabilities` has it: letters that a text has no choice for get 0.
+        """
         head = self.head[[label.token_id for label in self.task.labels]]
-        chances = [(hidden @ head.t()).float().softmax(-1).double() for hidden in self._of_questions(texts)]
-        return torch.cat(chances).numpy() if chances else np.zeros((0, len(head)))
+        outputs = [(hidden @ head.t()).float() for hidden in self._of_questions(texts)]
+        if not outputs:
+            return np.zeros((0, len(head)))
+        logits = torch.cat(outputs)
+        for row, text in enumerate(texts if self.task.choices is not None else ()):
+            logits[row, len(self.task.choices_in(text)) :] = -torch.inf
+        found: NDArray[np.float64] = logits.softmax(-1).double().numpy()
+        return found
 
     def embeddings(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(R, H): the hidden state that each text's answer is read from."""

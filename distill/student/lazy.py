@@ -67,7 +67,7 @@ def learn_while_asking(
         most_rows: None for as many as are wanted.
 
     Raises:
-        EdgestillError: the gate cannot decide by these answers; told after the first batch of them.
+        EdgestillError: the gate cannot decide by the answers so far; told after the batch that made them so.
     """
     sieve, start = _RowsOnDemand(learner, pool, gate, ask, most_rows), time.perf_counter()
     train = learner.train.model_copy(update={"epochs": epochs})
@@ -90,6 +90,7 @@ class _RowsOnDemand:
         self.learner, self.pool, self.gate, self.ask = learner, pool, gate, ask
         self.most_rows = len(pool) if most_rows is None else min(most_rows, len(pool))
         self.asked: dict[str, None] = {}
+        self._said: dict[str, Annotation] = {}
         self.stopped, self.account = False, Account()
         self._tokens = [int(learner.tokens(learner.question(row.text))) for row in pool]
 
@@ -122,7 +123,8 @@ class _RowsOnDemand:
     def _weights(self, answers: Sequence[Annotation], chances: Floats) -> list[float]:
         if not answers:
             return []
-        self.gate.check(answers)
+        self._said |= {answer.row_id: answer for answer in answers}
+        self.gate.check(list(self._said.values()))  # of a small batch alone a single row would be most of it
         found: list[float] = self.gate.answered(answers, chances).tolist()
         return found
 

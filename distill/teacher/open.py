@@ -12,6 +12,7 @@ from edgestill.distill.teacher.live import LiveTeacher, live_fingerprint
 from edgestill.distill.teacher.prompt import endpoint_host
 from edgestill.distill.teacher.protocol import Teacher
 from edgestill.distill.teacher.replay import ReplayTeacher, replay_fingerprint
+from edgestill.runtime.errors import EdgestillError
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -46,10 +47,11 @@ def open_teacher(
         recipe_path: paths in it are relative to this file.
         folder: of the annotations; a live teacher keeps its spend record there and locks it.
         rows: of the data set, of which some may be asked twice.
-        form: of what a live teacher is asked; that of the recipe's task unless given.
+        form: of what an endpoint is asked; that of the recipe's task unless given.
 
     Raises:
-        EdgestillError: no key, no file, a model that cannot be read, or another process at work.
+        EdgestillError: no key, no file, a model that cannot be read, another process at work, or a form for a model in
+            this process.
     """
     if recipe.teacher.kind == "replay":
         return ReplayTeacher(Path(resolve(recipe_path, str(recipe.teacher.path))), recipe)
@@ -59,6 +61,11 @@ def open_teacher(
 
         endpoint = OpenAIEndpoint(recipe.teacher, _base_url(recipe), teacher_host(recipe, recipe_path))
     else:
+        if form is not None:
+            raise EdgestillError(
+                f"teacher.kind {recipe.teacher.kind} answers the task's own question alone, and here another is asked",
+                "write kind: openai",
+            )
         from edgestill.distill.teacher.local import LocalEndpoint
 
         endpoint = LocalEndpoint(recipe, recipe_path, teacher_host(recipe, recipe_path))

@@ -61,7 +61,8 @@ class ReplayTeacher:
         tokens = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
         if reading.label is None:
             return Rejection(row.id, str(reading.reason), reading.detail, raw, *tokens)
-        odds = _distribution(record.get("probabilities"), self._form.labels) if self._form.tells_odds else None
+        told = record.get("probabilities") if self._form.tells_odds else None
+        odds = _distribution(told, self._form.labels, self._form.options(row.text))
         return Annotation(row.id, reading.label, odds, reading.rationale, *tokens, None, raw, requests=1)
 
     def _read(self, record: dict[str, Any], text: str) -> Reading:
@@ -115,15 +116,18 @@ def _check(where: str, record: dict[str, Any]) -> None:
         raise EdgestillError(f"{where}: half a surrogate pair, which is no text", "mend the recorded answers") from None
 
 
-def _distribution(found: object, labels: Sequence[str]) -> dict[str, float] | None:
-    """Probabilities over all labels, summing to 1; what was left over is spread evenly over the unnamed labels."""
+def _distribution(found: object, labels: Sequence[str], options: Sequence[str]) -> dict[str, float] | None:
+    """Probabilities over all labels, summing to 1, of which those that are no `options` of the row get 0.
+
+    What was left over is spread evenly over the unnamed options.
+    """
     if not isinstance(found, Mapping) or not found or not set(found) <= set(labels):
         return None
     named = {str(label): float(p) for label, p in found.items()}
     if min(named.values()) < 0 or sum(named.values()) <= 0:
         return None
-    unnamed = [label for label in labels if label not in named]
+    unnamed = [label for label in options if label not in named]
     rest = max(0.0, 1.0 - sum(named.values())) / len(unnamed) if unnamed else 0.0
-    full = {label: named.get(label, rest) for label in labels}
+    full = {label: named.get(label, rest) if label in options else 0.0 for label in labels}
     total = sum(full.values())
-    return {label: p / total for label, p in full.items()}
+    return {label: p / total for label, p in full.items()} if total > 0 else None

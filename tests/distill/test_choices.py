@@ -81,8 +81,11 @@ def test_what_choices_cannot_have_is_refused(tmp_path: Path, section: str, keys:
         (1, OPTIONS, "B"),
         ("2", OPTIONS, "C"),
         ("math  Problem.", OPTIONS, "B"),
-        ("2", ["3", "2", "1"], "B"),
-        (2, ["3", "2", "1"], "C"),
+        ("9", ["8", "9"], "B"),
+        (9, ["8", "9"], "B"),
+        (1, ["8", "1"], "B"),
+        ("2", ["3", "2", "1"], None),
+        (2, ["3", "2", "1"], None),
         ("D", OPTIONS, None),
         (3, OPTIONS, None),
         (-1, OPTIONS, None),
@@ -135,6 +138,11 @@ def test_a_correction_by_hand_may_be_the_choices_own_words(tmp_path: Path) -> No
         ({"question": "x"}, r"pool.jsonl:1: no column 'options' of choices, found \['question'\]"),
         ({"question": "x", "options": ["a"]}, "pool.jsonl:1: found 1 choices, wanted a list of 2 to 26"),
         ({"question": "x", "options": "a, b"}, "pool.jsonl:1: found the text 'a, b', wanted a list"),
+        (
+            {"question": "x", "options": {"label": ["A", "B"], "text": ["a", "b"]}},
+            r"pool.jsonl:1: found a mapping of \['label', 'text'\], wanted a list of 2 to 26 choices",
+        ),
+        ({"question": "x", "options": 5}, "pool.jsonl:1: found the int 5, wanted a list of 2 to 26 choices"),
         (
             {"question": "x", "options": list("abcdef")},
             "pool.jsonl:1: 6 choices in 'options', but task.most_choices is 5",
@@ -218,6 +226,24 @@ def test_a_recorded_answer_brings_its_choices_or_stands_below_them(
     answer = ReplayTeacher(path, recipe_in(tmp_path)).answer(Row("id", TEXT, None, "train"))
     assert said == (answer.reason if isinstance(answer, Rejection) else answer.label)
     assert not isinstance(answer, Annotation) or answer.probabilities is None or answer.probabilities["B"] == 0
+
+
+@pytest.mark.parametrize(
+    ("recorded", "found"),
+    [
+        ({"B": 0.8}, [0.1, 0.8, 0.1, 0, 0]),
+        ({"B": 0.6, "A": 0.3, "E": 0.1}, [1 / 3, 2 / 3, 0, 0, 0]),
+        ({"E": 1.0}, None),
+    ],
+)
+def test_recorded_odds_are_over_the_rows_own_choices(
+    tmp_path: Path, recorded: dict[str, float], found: list[float] | None
+) -> None:
+    path = write(tmp_path / "teacher.jsonl", [{"text": TEXT, "label": "B", "probabilities": recorded}])
+    answer = ReplayTeacher(path, recipe_in(tmp_path)).answer(Row("id", TEXT, None, "train"))
+    assert isinstance(answer, Annotation)
+    odds = None if answer.probabilities is None else [answer.probabilities[letter] for letter in "ABCDE"]
+    assert odds == (None if found is None else pytest.approx(found))
 
 
 def test_the_untrained_base_gives_nothing_to_letters_that_the_row_has_no_choice_for(

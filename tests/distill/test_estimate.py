@@ -215,6 +215,15 @@ def test_notes_name_the_missing_licence_cap_and_what_was_hidden(
     assert "tomato" not in capped.text
 
 
+def test_a_review_is_said_to_be_longer_than_what_is_counted(recipe: Path) -> None:
+    text = recipe.read_text(encoding="utf-8")
+    for revision, counted in (("review", False), ("teacher", True)):
+        select = f"select: {{strategy: elad, rows: 8, revision: {revision}}}\n"
+        recipe.write_text(text + select, encoding="utf-8")
+        notes = " ".join(planned(recipe).notes)
+        assert ("a review takes more" not in notes) == counted
+
+
 def test_recorded_answers_are_looked_through_and_nothing_is_sent(tiny_recipe: Path) -> None:
     plan = planned(tiny_recipe)
     rows = sum(plan.rows.values())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,11 +13,14 @@ from typing import Any
 
 import pytest
 import typer
-from scripted_server import Call, ScriptedServer, json_answer
+from scripted_server import Call, ScriptedServer, Status, json_answer
 from typer.testing import CliRunner
 
 from edgestill.distill.dataset import row_id
+from edgestill.distill.experiment.places import input_hashes
 from edgestill.distill.experiment.run import ExperimentRun, open_experiment
+from edgestill.distill.recipe import read_recipe
+from edgestill.distill.section_file import read_mapping
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError, UsageError
 from edgestill.runtime.experiment_files import ExperimentCell, RowIds, cell_path, rows_path, unpack_bits
@@ -107,6 +111,41 @@ def test_a_bad_experiment_is_refused_in_one_line_before_any_work(
     assert words in str(told.value)
     assert "\n" not in str(told.value)
     assert not (tiny_encoder_recipe.parent / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"text": "a ruby"}', "gold.jsonl: row 2 has no field 'label'"),
+        ('{"label": "red"}', "gold.jsonl: row 2 has no field 'text'"),
+        ('{"text": "a ruby", "label": "blue"}', "gold.jsonl: row 2: label 'blue' is not one of"),
+        ("a ruby", "is not JSON lines"),
+    ],
+)
+def test_gold_that_cannot_be_read_is_refused_before_any_work(
+    tiny_encoder_recipe: Path, tmp_path: Path, line: str, words: str
+) -> None:
+    gold = tmp_path / "gold.jsonl"
+    gold.write_text('{"text": "moss", "label": "green"}\n' + line, encoding="utf-8")
+    with pytest.raises(EdgestillError) as told:
+        opened(tiny_encoder_recipe, arms={"a": None}, gold_of_pool=str(gold))
+    assert words in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_local_teacher_and_a_base_that_changed_are_other_inputs(tiny_encoder_recipe: Path, tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("teacher", "base")}
+    for folder in folders.values():
+        shutil.copytree(read_recipe(tiny_encoder_recipe).students[0].base, folder)
+    sections = read_mapping(tiny_encoder_recipe, "recipe", "")
+    sections["student"] = {"base": str(folders["base"]), "kind": "encoder"}
+    sections["teacher"] = {"kind": "huggingface", "path": str(folders["teacher"])}
+    found = [input_hashes(sections, tiny_encoder_recipe)]
+    for folder in folders.values():
+        config = folder / "config.json"
+        config.write_text(config.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+        found.append(input_hashes(sections, tiny_encoder_recipe))
+    assert len({json.dumps(one, sort_keys=True) for one in found}) == 3
 
 
 def test_arms_with_one_selection_share_a_random_control_of_as_many_rows(tiny_encoder_recipe: Path) -> None:
@@ -294,26 +333,31 @@ def test_the_list_tells_which_cells_are_finished_and_runs_none(finished: Experim
 
 @pytest.fixture
 def live_recipe(tiny_encoder_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """(server, experiment's recipe): a live teacher with a cache of its own."""
+    """(server, experiment's recipe, words it fails at): a live teacher with a cache of its own."""
+    down = set[str]()
     monkeypatch.setenv("EDGESTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", "none")
 
     def answer(call: Call) -> Any:
+        if any(word in call.text for word in down):
+            return Status(500)
         return json_answer(
             "red" if any(word in call.text for word in ("tomato", "cherry", "blood", "ruby")) else "green"
         )
 
     with ScriptedServer(answer) as server:
         text = tiny_encoder_recipe.read_text(encoding="utf-8")
-        teacher = f"teacher: {{kind: openai, model: scripted, base_url: '{server.url}', smoke_rows: 0}}"
+        teacher = (
+            f"teacher: {{kind: openai, model: scripted, base_url: '{server.url}', smoke_rows: 0, max_attempts: 1}}"
+        )
         lines = [teacher if line.startswith("teacher:") else line for line in text.splitlines()]
         path = tiny_encoder_recipe.with_name("live-recipe.yaml")
         path.write_text("\n".join(lines), encoding="utf-8")
-        yield server, path
+        yield server, path, down
 
 
 def test_a_second_arm_pays_for_no_answer_that_the_first_has_bought(live_recipe: Any, tmp_path: Path) -> None:
-    server, recipe = live_recipe
+    server, recipe, _ = live_recipe
     arms = {"all": None, "longer": {"train.epochs": 3}}
     run = open_experiment(write(recipe, "live", arms=arms, seeds=[1]), tmp_path / "out")
     first, second = run.cells()
@@ -324,6 +368,16 @@ def test_a_second_arm_pays_for_no_answer_that_the_first_has_bought(live_recipe: 
     assert len(server.calls) == asked
     assert reused.learning == bought.learning, "what answers took is told whoever paid"
     assert reused.annotations_sha256 != ""
+
+
+def test_a_cell_with_rows_that_failed_is_not_finished(live_recipe: Any, tmp_path: Path) -> None:
+    _, recipe, down = live_recipe
+    run = open_experiment(write(recipe, "failed", arms={"all": None}, seeds=[1]), tmp_path / "out")
+    down |= {"tomato number 0", "tomato number 1"}
+    (cell,) = run.cells()
+    with pytest.raises(EdgestillError, match=r"all 1: \d of \d+ rows have no answer"):
+        run.run(cell)
+    assert run.finished(cell) is None
 
 
 @pytest.mark.parametrize("moment", ["first cell's annotations", "second cell's start"])

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgestill.distill.dataset import Row, row_id
+from edgestill.distill.dataset import Dataset, Row, row_id
 from edgestill.distill.plan import make_plan
 from edgestill.distill.recipe import Recipe, read_recipe
 from edgestill.distill.select.llkd import LLKD
@@ -21,6 +22,7 @@ from edgestill.distill.select.selection import Work
 from edgestill.distill.select.student_uncertainty import ByStudentUncertainty
 from edgestill.distill.select.table import read_selection
 from edgestill.distill.select.teacher_confidence import ByTeacherConfidence
+from edgestill.distill.select.turns import Asked, ask_in_turns
 from edgestill.distill.student.train import train_learner
 from edgestill.distill.teacher.protocol import Annotation, Rejection
 from edgestill.distill.teacher.replay import ReplayTeacher
@@ -382,6 +384,76 @@ def test_a_lazy_teacher_without_probabilities_is_refused_after_its_first_batch(
     with pytest.raises(EdgestillError, match="have none"):
         LLKD(lazy=True).acquire(desk.work())
     assert desk.turns == 1
+
+
+def test_late_answers_without_probabilities_are_left_out_of_the_lazy_pass(
+    tiny_recipe: Path, bases: dict[str, Path]
+) -> None:
+    turns: list[list[str]] = []
+    for _ in range(2):
+        desk = Desk(tiny_recipe, "encoder", bases["encoder"])
+        late, turns = set(turns[-1] if turns else ()), []
+
+        def ask(rows: Sequence[Row], desk: Desk = desk, late: set[str] = late, turns: Any = turns) -> Any:
+            turns.append([row.id for row in rows])
+            found = desk.ask(rows)
+            return {name: replace(one, probabilities=None) if name in late else one for name, one in found.items()}
+
+        LLKD(lazy=True).acquire(replace(desk.work(), ask=ask))
+    assert late in map(set, turns)
+    assert 0 < len(late) < len(desk.asked) / 2
+
+
+class Flaky:
+    """A teacher whose endpoint fails for the rows that are `down`; keeps what it was asked about, in order."""
+
+    name, fingerprint = "flaky", "0f"
+
+    def __init__(self, teacher: ReplayTeacher, down: Set[str]) -> None:
+        self.teacher, self.down = teacher, down
+        self.asked: list[str] = []
+
+    def ask(self, rows: Iterable[Row], told: Any) -> None:
+        del told
+        self.asked += [row.id for row in rows]
+
+    def answer(self, row: Row) -> Annotation | Rejection | None:
+        if row.id in self.down:
+            return Rejection(row.id, "endpoint_error", "HTTP 500", "")
+        return self.teacher.answer(row) if row.id in self.asked else None
+
+
+def lazily(desk: Desk, down: Set[str], folder: Path) -> tuple[Flaky, Asked]:
+    teacher, select = Flaky(desk.teacher, down), LLKD(lazy=True, rows=20)
+    recipe, data = desk.plan.recipe.model_copy(update={"select": select}), Dataset(tuple(desk.pool))
+    told: tuple[Any, ...] = (lambda *_: None, lambda pairs, _: desk.train(pairs))
+    inputs: tuple[Any, ...] = (recipe, data, teacher, lambda row: None, folder, "0f", *told)
+    return teacher, ask_in_turns(*inputs)
+
+
+def test_rows_that_failed_are_asked_again_and_no_others_in_their_place(
+    tiny_recipe: Path, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    desk = Desk(tiny_recipe, "encoder", bases["encoder"])
+    whole, _ = lazily(desk, set(), tmp_path / "whole")
+    first, _ = lazily(desk, set(whole.asked[1:5]), tmp_path / "failed")
+    again, asked = lazily(desk, set(), tmp_path / "failed")
+    assert set(again.asked) == set(first.asked)
+    assert asked.selection is not None
+    assert asked.selection["asked_rows"] == len(first.asked) <= 20
+
+
+def test_an_endpoint_that_is_down_in_every_turn_ends_the_pass(
+    tiny_recipe: Path, bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgestill.distill.teacher.online.GIVE_UP_AFTER", 9)
+    desk = Desk(tiny_recipe, "encoder", bases["encoder"])
+    teacher, asked = lazily(desk, {row.id for row in desk.pool}, tmp_path)
+    assert str(asked.stopped).startswith(f"{len(teacher.asked)} rows in a row failed: HTTP 500")
+    assert 9 <= len(teacher.asked) < 9 + 8  # it is a batch that ends
+    one, asked = lazily(desk, {teacher.asked[0]}, tmp_path)
+    assert asked.stopped is None
+    assert 9 < len(one.asked) <= 20
 
 
 def test_the_lazy_gate_asks_by_the_students_class_and_then_gates_by_the_teacher() -> None:

@@ -41,7 +41,9 @@ def test_a_text_without_choices_has_none_and_other_lines_are_text(text: str) -> 
     assert choices_of("Which?\nA) one\nC) three") == []
 
 
-@pytest.mark.parametrize("choices", [["one"], [str(i) for i in range(27)], "yes", ["yes", " \n "]])
+@pytest.mark.parametrize(
+    "choices", [["one"], [str(i) for i in range(27)], "yes", ["yes", " \n "], {"a": 1, "b": 2}, 5, {"a", "b"}]
+)
 def test_choices_that_are_none_are_refused_in_one_line(choices: Any) -> None:
     with pytest.raises(EdgestillError, match=r"wanted (a list of 2 to 26 choices|text)"):
         with_choices("Which?", choices)

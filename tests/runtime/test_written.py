@@ -25,6 +25,17 @@ NUMBERS = {
     "-3 / 4": "-0.75",
     "1/3": "0.333333333333",
     "3/0": "",
+    "1 1/2": "1.5",
+    "1 1/3": "1.33333333333",
+    "4/3": "1.33333333333",
+    "-$2 3/4 cups": "-2.75",
+    "\u00bd": "0.5",
+    "-1\u00bd": "-1.5",
+    "3 \u00be": "3.75",
+    "1,000 1/2": "1000.5",
+    "1 3/2": "1.5",
+    "1\n1/2": "0.5",
+    "5 m\u00b2": "5",
     "1\u202f234 km": "1234",
     "pages 10\u201320": "20",
     "10-3": "3",
@@ -112,3 +123,5 @@ def test_the_answer_of_a_chain_stands_behind_the_last_answer_line() -> None:
     assert reason_in(written, chain) == "4 twos\nAnswer: 3? no"
     assert read_answer("8 legs, but cut before the ans", chain) == ""
     assert read_answer("Answer: 8", chain) == "8"
+    assert reason_in("Answer: 8", chain) == ""
+    assert reason_in("8 legs, but cut before the ans", chain) == "8 legs, but cut before the ans"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from scripted_server import Call, Reply, ScriptedServer, Status, json_answer
 
 from edgestill.distill import pipeline
@@ -140,6 +142,30 @@ def test_what_annotations_depend_on_is_what_their_strategy_depends_on(tiny_recip
     assert inputs(random) == inputs(random, 3)
     assert inputs(ENTROPY) != inputs(ENTROPY, 3)
     assert inputs(ENTROPY, quantize_aware=False) == inputs(ENTROPY, quantize_aware="auto")
+
+
+@pytest.mark.parametrize(("strategy", "stands"), [("entropy", False), ("random", True)])
+def test_a_base_with_other_weights_chooses_anew(tiny_recipe: Path, strategy: str, stands: bool) -> None:
+    base, folder = tiny_recipe.parent / "base", tiny_recipe.parent / "annotations"
+    shutil.copytree(read_recipe(tiny_recipe).students[0].base, base)
+    select = {"strategy": "random", "rows": 6} if stands else {"strategy": strategy, "rows": 6, "rounds": 2}
+    edited(tiny_recipe, select=select, student={"base": str(base)}, train={"epochs": 1})
+    annotated(tiny_recipe)
+    weights = load_file(base / "model.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    _, done_before = pipeline.run_annotate(make_plan(tiny_recipe), folder, lambda *_: None)
+    assert done_before == stands
+
+
+def test_a_cut_student_can_be_unsure_of_rows_before_any_is_answered(tiny_recipe: Path, tiny_encoder: Path) -> None:
+    lines = tiny_recipe.with_name("teacher.jsonl").read_text(encoding="utf-8").splitlines()
+    odds = [{"probabilities": {"red": 0.4, "green": 0.4, json.loads(line)["label"]: 0.6}} for line in lines]
+    told = [json.dumps(json.loads(line) | one) for line, one in zip(lines, odds, strict=True)]
+    tiny_recipe.with_name("teacher.jsonl").write_text("\n".join(told), encoding="utf-8")
+    student = {"base": str(tiny_encoder), "kind": "encoder", "layers": 1, "keep": "importance"}
+    select = {"strategy": "llkd", "lazy": True, "rows": 4}
+    ledger, _ = annotated(edited(tiny_recipe, student=student, select=select, train={"objective": "label"}))
+    assert 0 < ledger.splits["train"] <= 4
 
 
 def test_rows_corrected_by_hand_are_learnt_from_and_not_chosen(tiny_recipe: Path) -> None:

@@ -16,6 +16,7 @@ from edgestill.distill.dataset import Dataset, Row, row_id
 from edgestill.distill.ledger import Answer, Ledger
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.teacher import local, local_model
+from edgestill.distill.teacher.forms import form_of
 from edgestill.distill.teacher.local import LocalEndpoint
 from edgestill.distill.teacher.local_model import GgufModel, TransformersModel
 from edgestill.distill.teacher.open import open_teacher
@@ -372,3 +373,12 @@ def test_another_chat_template_is_another_teacher(tmp_path: Path, tiny_base: Pat
     with (folder / "chat_template.jinja").open("a") as file:
         file.write(" ")
     assert local.model_hash(recipe, recipe_path) != before
+
+
+@pytest.mark.parametrize("kind", ["gguf", "huggingface"])
+def test_another_question_than_the_tasks_own_is_refused_in_one_line(tmp_path: Path, tiny_base: Path, kind: str) -> None:
+    recipe = a_recipe(kind, GGUF if kind == "gguf" else tiny_base)
+    words = f"teacher.kind {kind} answers the task's own question alone.* - write kind: openai"
+    with pytest.raises(EdgestillError, match=words) as refused:
+        open_teacher(recipe, tmp_path / "recipe.yaml", tmp_path / "annotations", (), form_of(recipe.task))
+    assert "\n" not in str(refused.value)

@@ -36,9 +36,9 @@ def swap(data: dict[str, Any]) -> None:
 
 
 def refusal(base: Path, teacher: Path, folder: Path) -> str:
-    plan = make_plan(white_box_recipe(folder, base, teacher, "{}")).students[0]
+    """What the plan says, before anybody is asked."""
     with pytest.raises(UsageError) as caught:
-        find_teacher(plan.recipe, plan.task, plan.tokenizer)
+        make_plan(white_box_recipe(folder, base, teacher, "{}"))
     assert caught.value.hint
     return caught.value.message
 

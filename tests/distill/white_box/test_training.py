@@ -159,3 +159,11 @@ def test_the_command_trains_with_a_teacher_of_the_recipe(
     assert run["recipe"]["train"]["white_box"]["top_k"] == 16
     assert f"{FOLDER_NAME}/{MANIFEST_NAME}" in run["files"]
     assert (student / "adapter" / "adapter_model.safetensors").is_file()
+    before = {path.name: path.stat().st_mtime_ns for path in (student / FOLDER_NAME).iterdir()}
+    (student / "left.txt").write_text("", encoding="utf-8")
+    edited = recipe.read_text(encoding="utf-8").replace("weight: 0.5, top_k", "weight: 0.9, top_k")
+    recipe.write_text(edited, encoding="utf-8")
+    done = cli("train", recipe, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.stat().st_mtime_ns for path in (student / FOLDER_NAME).iterdir()} == before
+    assert not (student / "left.txt").exists()
