@@ -278,7 +278,7 @@ def test_a_cells_folder_is_an_ordinary_run_that_lies_anywhere(finished: Experime
 def test_a_finished_cell_stands_until_its_recipe_or_its_data_change(finished: ExperimentRun) -> None:
     arms = {"all": None, "some": {"select": {"strategy": "random", "rows": 21}}}
     sections = {"arms": arms, "seeds": [3, 4], "gold_of_pool": "gold.jsonl"}
-    again = open_experiment(write(finished.recipe_path, "finished", **sections), finished.out)
+    again = open_experiment(write(finished.recipe_path, "changed", **sections), finished.out)
     assert [again.finished(cell) is not None for cell in again.cells()] == [True, False, False, False]
     gold = finished.path.parent / "gold.jsonl"
     text = gold.read_text(encoding="utf-8")
