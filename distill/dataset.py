@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgestill.distill.chance import chance
 from edgestill.distill.recipe import Recipe, resolve
 from edgestill.distill.task_section import TaskSection
 from edgestill.runtime.choices import choices_of, with_choices
@@ -65,19 +66,19 @@ def load_dataset(recipe: Recipe, recipe_path: Path) -> Dataset:
             does not know. The message names file and row.
     """
     data, places = recipe.data, [0]
-    pool = list(_texts(resolve(recipe_path, data.pool), recipe, "train", data.test is None, places))
+    pool = list(read_rows(resolve(recipe_path, data.pool), recipe, "train", data.test is None, places))
     pool, removed = _without_duplicates(pool)
     if data.test is not None:
-        test = list(_texts(resolve(recipe_path, data.test), recipe, "test", True, places))
+        test = list(read_rows(resolve(recipe_path, data.test), recipe, "test", True, places))
     else:
-        test = [row for row in pool if _fraction(row.id, data.seed, "test") < data.test_fraction]
-        pool = [row for row in pool if _fraction(row.id, data.seed, "test") >= data.test_fraction]
+        test = [row for row in pool if chance(row.id, data.seed, "test") < data.test_fraction]
+        pool = [row for row in pool if chance(row.id, data.seed, "test") >= data.test_fraction]
     test_ids = {row.id for row in test}
     pool = [dataclasses.replace(row, gold=None) for row in pool]
     removed += [(dataclasses.replace(r, id=f"{r.id}-pool"), "in_test") for r in pool if r.id in test_ids]
     pool = [row for row in pool if row.id not in test_ids]
     pool = _without_likes(pool, test, "near_test", removed)
-    dev = [dataclasses.replace(r, split="dev") for r in pool if _fraction(r.id, data.seed, "dev") < data.dev_fraction]
+    dev = [dataclasses.replace(r, split="dev") for r in pool if chance(r.id, data.seed, "dev") < data.dev_fraction]
     dev_ids = {row.id for row in dev}
     train = _without_likes([row for row in pool if row.id not in dev_ids], dev, "near_dev", removed)
     for name, rows in (("train", train), ("dev", dev), ("test", test)):
@@ -133,13 +134,7 @@ def near_duplicates(texts: Sequence[str], others: Sequence[str]) -> set[int]:
     return found
 
 
-def _fraction(identifier: str, seed: int, purpose: str) -> float:
-    """A number in [0, 1) that depends on the row, the seed and the purpose only."""
-    digest = hashlib.sha256(f"{purpose}:{seed}:{identifier}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def _texts(source: str, recipe: Recipe, split: str, read_gold: bool, places: list[int]) -> Iterator[Row]:
+def read_rows(source: str, recipe: Recipe, split: str, read_gold: bool, places: list[int]) -> Iterator[Row]:
     """Rows of a source, redacted before anything else sees them; `places[0]` counts what was hidden."""
     for where, record in read_records(source, split):
         try:

@@ -1,11 +1,12 @@
 """The teacher's reasons: which of them a student learns from, and what they are like. Asks nobody, trains nothing."""
 
 import dataclasses
-import hashlib
 import math
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
+
+from edgestill.distill.chance import chance
 
 if TYPE_CHECKING:
     from edgestill.distill.student_section import TrainSection
@@ -32,15 +33,9 @@ def covered(answer: "Annotation", train: "TrainSection") -> "Annotation":
     without a reason, of the teacher or by this, is as `train.missing_rationales` says: "mask" leaves it without the
     second task; "blank" gives it a blank to learn, as the published code of arXiv 2403.15886 does.
     """
-    if answer.rationale and _fraction(answer.row_id, train.seed) < train.rationale_coverage:
+    if answer.rationale and chance(answer.row_id, train.seed, "rationale") < train.rationale_coverage:
         return answer
     return dataclasses.replace(answer, rationale=BLANK if train.missing_rationales == "blank" else None)
-
-
-def _fraction(row_id: str, seed: int) -> float:
-    """A number in [0, 1) that depends on the row and the seed only."""
-    digest = hashlib.sha256(f"rationale:{seed}:{row_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 @dataclasses.dataclass(frozen=True)

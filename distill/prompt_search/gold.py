@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgestill.distill.dataset import Dataset, Row, _texts, near_duplicates, read_records
+from edgestill.distill.dataset import Dataset, Row, near_duplicates, read_records, read_rows
 from edgestill.distill.recipe import Recipe
 from edgestill.runtime.errors import UsageError
 from edgestill.runtime.task import redacted
@@ -73,7 +73,7 @@ def read_gold(recipe: Recipe, path: Path, data: Dataset) -> GoldRows:
         raise UsageError(
             f"no file {path}", "name a .jsonl, .csv or .parquet file with rows and their gold: --gold FILE"
         )
-    rows = _texts(str(path), recipe, "search", True, [0])
+    rows = read_rows(str(path), recipe, "search", True, [0])
     records = (record for _, record in read_records(str(path), "train"))
     kept, dropped = dict[str, GoldRow](), Counter[str]()
     tests = data.split("test")

@@ -4,7 +4,6 @@ This is pool-based active learning in batches (Settles, Active Learning Literatu
 A strategy says only how it ranks; see `docs/select.md`.
 """
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from edgestill.distill.chance import chance
 from edgestill.distill.select.selection import Choice, Selection, Work
 
 if TYPE_CHECKING:
@@ -158,8 +158,7 @@ class Rounds(Selection):
 
 def luck(seed: int, row: "Row") -> float:
     """A number in [0, 1) that depends on the seed and the row alone: not on its place, nor on the strategy."""
-    digest = hashlib.sha256(f"select:{seed}:{row.id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return chance(row.id, seed, "select")
 
 
 def lowest(scores: "NDArray[np.float64]", luck: "NDArray[np.float64]", count: int) -> "NDArray[np.intp]":
