@@ -24,7 +24,7 @@ def experiment(
     run = open_experiment(file, out)
     cells = run.cells(only or ())
     if as_list:
-        _tell_list(run, cells, as_json, f"edgestill experiment {file}")
+        _tell_list(run, cells, as_json, f"edgestill experiment {file}" + (f" --out {out}" if out else ""))
         return
     for cell in cells:
         _measure(run, cell)

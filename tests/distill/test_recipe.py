@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from edgestill.distill.experiment.run import open_experiment
 from edgestill.distill.recipe import Recipe, read_recipe, resolve
 from edgestill.distill.student_section import StudentSection
 from edgestill.runtime.errors import UsageError
@@ -272,3 +273,12 @@ def test_the_label_for_none_of_these_is_one_of_the_labels(tmp_path: Path) -> Non
     assert changed(tmp_path, "task.none", "red").task.none == "red"
     with pytest.raises(UsageError, match="none: 'other' is not one of the labels"):
         changed(tmp_path, "task.none", "other")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_of_the_docs_is_a_recipe_or_an_experiment(path: Path) -> None:
+    if "arms" in yaml.safe_load(path.read_text(encoding="utf-8")):
+        arms = open_experiment(path, None).cells()
+        assert len(arms) > 1
+    else:
+        assert read_recipe(path).name == path.stem.replace("_", "-")
