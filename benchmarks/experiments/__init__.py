@@ -1,1 +1,0 @@
-"""What an experiment's cells say together: arms, paired differences, one table and two pictures."""
