@@ -49,47 +49,39 @@ def build_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
     else:
         completions = [f"{word} {name}" for word, name in zip(answer_words(names, tokenizer), names, strict=True)]
     tokens = first_token_ids(tokenizer, completions)
-    return Task(
-        kind=recipe.task.kind,
-        instruction=recipe.task.instruction,
-        labels=tuple(
-            Label(name, text, token, completion)
-            for (name, text), token, completion in zip(recipe.task.labels.items(), tokens, completions, strict=True)
-        ),
-        text=recipe.data.text,
-        answer=answer,
-        answer_suffix=ANSWER_SUFFIX,
-        rationale_suffix=RATIONALE_SUFFIX if recipe.learns_rationale else None,
-        max_text_tokens=recipe.data.max_text_tokens,
-        too_long=recipe.data.too_long,
-        bos_token_id=_bos_token_id(tokenizer),
-        eos_token_id=_eos_token_id(base, tokenizer),
-        redact=recipe.teacher.redact,
-        none=recipe.task.none,
-        choices=recipe.task.choices,
+    labels = tuple(
+        Label(name, text, token, completion)
+        for (name, text), token, completion in zip(recipe.task.labels.items(), tokens, completions, strict=True)
     )
+    return _decoder_task(recipe, base, tokenizer, labels=labels, answer=answer)
 
 
 def _written_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
     """The task of a student that writes its answer; in a chain the reason is part of it and no task of its own."""
     chain = recipe.train.objective == "chain"
-    return Task(
-        kind=recipe.task.kind,
-        instruction=recipe.task.instruction,
+    return _decoder_task(
+        recipe,
+        base,
+        tokenizer,
         labels=(),
-        text=recipe.data.text,
         answer="text",
-        answer_suffix=ANSWER_SUFFIX,
-        rationale_suffix=RATIONALE_SUFFIX if recipe.learns_rationale else None,
-        max_text_tokens=recipe.data.max_text_tokens,
-        too_long=recipe.data.too_long,
-        bos_token_id=_bos_token_id(tokenizer),
-        eos_token_id=_eos_token_id(base, tokenizer),
-        redact=recipe.teacher.redact,
         match=recipe.task.match,
         answer_pattern=recipe.task.answer_pattern,
         max_answer_tokens=recipe.task.max_answer_tokens or (CHAIN_TOKENS if chain else ANSWER_TOKENS),
         chain=chain,
+    )
+
+
+def _decoder_task(recipe: Recipe, base: Base, tokenizer: Any, **answers: Any) -> Task:
+    """The task of a student that writes: `answers` are the fields about them, the others are the same for all."""
+    return _task(
+        recipe,
+        answer_suffix=ANSWER_SUFFIX,
+        rationale_suffix=RATIONALE_SUFFIX if recipe.learns_rationale else None,
+        max_text_tokens=recipe.data.max_text_tokens,
+        bos_token_id=_bos_token_id(tokenizer),
+        eos_token_id=_eos_token_id(base, tokenizer),
+        **answers,
     )
 
 
@@ -104,21 +96,29 @@ def _head_task(recipe: Recipe, base: Base, tokenizer: Any) -> Task:
     room = int(config.get("max_position_embeddings", 512)) - first_position - len(around)
     if len(around) != 2:
         raise UsageError(f"student.base puts {len(around)} special tokens around a text, wanted 2", "name an encoder")
-    return Task(
-        kind=recipe.task.kind,
-        instruction=recipe.task.instruction,
+    return _task(
+        recipe,
         labels=tuple(Label(name, text, i, "") for i, (name, text) in enumerate(recipe.task.labels.items())),
-        text=recipe.data.text,
         answer="head",
         answer_suffix="",
         rationale_suffix=None,
         max_text_tokens=min(recipe.data.max_text_tokens, room),
-        too_long=recipe.data.too_long,
         bos_token_id=around[0],
         eos_token_id=around[1],
+    )
+
+
+def _task(recipe: Recipe, **own: Any) -> Task:
+    """A task of the recipe; `own` are the fields that depend on the student's kind."""
+    return Task(
+        kind=recipe.task.kind,
+        instruction=recipe.task.instruction,
+        text=recipe.data.text,
+        too_long=recipe.data.too_long,
         redact=recipe.teacher.redact,
         none=recipe.task.none,
         choices=recipe.task.choices,
+        **own,
     )
 
 

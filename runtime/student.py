@@ -65,7 +65,6 @@ class Student:
         self._session = self._opened(artifact)
         only_labels = artifact.engine == ONNX_LABELS
         self._writer = None if only_labels else self._session
-        self._outputs = _by_place(task) if only_labels else task
         self._lock = threading.Lock()
         self._holder: int | None = None
         self.calibration = load_temperature(folder, artifact.engine)
@@ -113,6 +112,10 @@ class Student:
 
     def _asked(self, text: str) -> Asked:
         return Asked(text, self.task.encode(self._tokenizer, text))
+
+    @property
+    def _outputs(self) -> Task:
+        return self.task.by_place if self.artifact.engine == ONNX_LABELS else self.task
 
     @property
     def _temperature(self) -> float:
@@ -289,9 +292,3 @@ def _choose(bundle: Bundle, engine: str | None) -> Artifact:
     if engine not in by_engine:
         raise UsageError(f"engine {engine!r} is not in this bundle, it has {sorted(by_engine)}", "choose one of those")
     return by_engine[engine]
-
-
-def _by_place(task: Task) -> Task:
-    """The task of a graph whose outputs are the labels in their order."""
-    labels = tuple(replace(label, token_id=place) for place, label in enumerate(task.labels))
-    return replace(task, labels=labels)

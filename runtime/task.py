@@ -6,7 +6,8 @@ Does not run a model and does not know which engine will.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,11 @@ class Task:
         raise EdgestillError(
             f"no part of the text fits into {self.max_text_tokens} tokens", "raise data.max_text_tokens"
         )
+
+    @cached_property
+    def by_place(self) -> "Task":
+        """The task of a graph whose outputs are the labels in their order."""
+        return replace(self, labels=tuple(replace(label, token_id=place) for place, label in enumerate(self.labels)))
 
     def chosen(self, chances: Sequence[float]) -> tuple[str, ...]:
         """The names that answer, given the L probabilities of `decode.task_probabilities`: one, or a set in order."""
