@@ -5,19 +5,18 @@ explanations, the teacher corrects the student's own steps, the student is train
 batches and the rule that ends the loop are ours; see `docs/elad.md`.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from edgestill.distill.select.rounds import Need, Rounds, agreement, luck, usable
+from edgestill.distill.select.rounds import Need, Round, Rounds, luck
 from edgestill.distill.select.selection import Choice, Work
 
 if TYPE_CHECKING:
     from edgestill.distill.dataset import Row
     from edgestill.distill.recipe import Recipe
-    from edgestill.distill.select.selection import Answers, Pair
+    from edgestill.distill.select.selection import Answers
 
 Note = dict[str, Any]
 
@@ -87,50 +86,23 @@ class Elad(Rounds):
         if recipe.teacher.votes:
             raise ValueError(f"teacher.votes is {recipe.teacher.votes}, but a review is asked for once; write votes: 0")
 
-    def acquire(self, work: Work) -> None:
-        """See `Selection`. Ends early without gain, and where a row is left without an answer: then it goes on there.
+    def chosen(self, work: Work, this: Round, student: Any, gain: float | None) -> Choice:
+        """See `Rounds`: the rows explained least surely, none without gain.
 
         Raises:
             EdgestillError: as the student's session, for a row that it cannot take.
         """
-        pairs, rest = list(work.known), {row.id: row for row in work.pool}
-        sizes, before = self.sizes(len(work.pool), len(work.labels)), None
-        for number, size in enumerate(sizes, 1):
-            work.tell(f"round {number} of {len(sizes)}")
-            choice = work.choose(lambda: self._chosen(work, rest, pairs, size, number, before))  # noqa: B023 - at once
-            rows, before = [rest.pop(name) for name in choice.ids], choice.facts.get("dev_agreement")
-            answers = self._asked(work, rows, choice.notes)
-            if not rows or any(answers[row.id] is None for row in rows):
-                return
-            pairs += usable(rows, answers)
-
-    def _chosen(
-        self,
-        work: Work,
-        rest: "Mapping[str, Row]",
-        pairs: "Sequence[Pair]",
-        size: int,
-        number: int,
-        before: float | None,
-    ) -> Choice:
-        """Random rows in the first round and as long as there is nothing to learn from, then the most doubtful."""
-        if number == 1 or not pairs:
-            return Choice(tuple(row.id for row in self._by_luck(list(rest.values()))[:size]), {"trained_rows": 0})
-        start = time.perf_counter()
-        student = work.train(pairs)
-        found = agreement(student, work.dev)
-        facts: dict[str, Any] = {"trained_rows": len(pairs), "dev_agreement": found}
-        gain = None if found is None or before is None else found - before
+        del work
         if self.min_gain is not None and gain is not None and gain <= self.min_gain:
-            return Choice((), {**facts, "ended": "no gain", "seconds": time.perf_counter() - start})
-        rows = sorted(rest.values(), key=lambda row: luck(self.seed + number, row))
-        rows = rows[: max(size, self.candidates or len(rows))]
+            return Choice((), {"ended": "no gain"})
+        rows = sorted(this.rows, key=lambda row: luck(self.seed + this.number, row))
+        rows = rows[: max(this.size, self.candidates or len(rows))]
         notes, counts = self._explained(student, rows)
-        ranked = sorted(rows, key=lambda row: -notes[row.id]["score"])[:size]  # stable: between equals the luckier
+        ranked = sorted(rows, key=lambda row: -notes[row.id]["score"])[: this.size]  # stable: equals stay by luck
         means = {
             f"mean_{name}": sum(notes[row.id][name] for row in rows) / len(rows) for name in ("intra", "inter", "score")
         }
-        facts |= {"candidates": len(rows), **counts, **means, "seconds": time.perf_counter() - start}
+        facts = {"candidates": len(rows), **counts, **means}
         if self.revision == "review":
             facts["reviewed_rows"] = sum(bool(notes[row.id]["explanation"]) for row in ranked)
         return Choice(tuple(row.id for row in ranked), facts, {row.id: notes[row.id] for row in ranked})
@@ -145,11 +117,11 @@ class Elad(Rounds):
         notes = {row.id: vars(doubt) for row, doubt in zip(rows, found, strict=True)}
         return notes, {"student_texts": explainer.texts, "student_answers": explainer.forced}
 
-    def _asked(self, work: Work, rows: "Sequence[Row]", notes: "Mapping[str, Note]") -> "Answers":
-        """The answers to a round's rows: reviews of what the student wrote, or the teacher's own."""
+    def asked(self, work: Work, rows: "Sequence[Row]", choice: Choice) -> "Answers":
+        """See `Rounds`: reviews of what the student wrote, or the teacher's own answers."""
         from edgestill.distill.elad.question import Question, ReviewForm
 
-        written = {name: note for name, note in notes.items() if note["explanation"]}
+        written = {name: note for name, note in choice.notes.items() if note["explanation"]}
         if self.revision != "review":
             answers = work.ask(rows)
             return answers if self.revision == "teacher" else self._kept_where_right(work, answers, written)

@@ -75,7 +75,7 @@ class LLKD(GatedSelection):
             return
         from edgestill.distill.student.lazy import learn_while_asking
 
-        gate = self.gate(work.labels)
+        gate = self.gate(list(work.task.labels))
         gate.check([answer for _, answer in work.dev])  # before a training row is paid for
         work.tell("learning while asking")
         student = work.train(work.known)

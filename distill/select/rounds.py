@@ -6,7 +6,7 @@ A strategy says only how it ranks; see `docs/select.md`.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from edgestill.distill.dataset import Row
     from edgestill.distill.recipe import Recipe
-    from edgestill.distill.select.selection import Pair
+    from edgestill.distill.select.selection import Answers, Pair
 
 Need = Literal["probabilities", "embeddings", "explanations"]
 FIRST_SHARE = 10  # a tenth of the rows comes first, at random
@@ -47,6 +47,17 @@ class Look:
     embeddings: "NDArray[np.float64]"
     learnt: "NDArray[np.float64]"
     sets: bool = False
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round: its number from 1, how many rows to choose of which, answers so far, the last student's agreement."""
+
+    number: int
+    size: int
+    rows: "Sequence[Row]"
+    pairs: "Sequence[Pair]"
+    before: float | None
 
 
 class Rounds(Selection):
@@ -111,44 +122,64 @@ class Rounds(Selection):
         return [first, *(size for size in later if size)]
 
     def acquire(self, work: Work) -> None:
-        """See `Selection`. Ends early where a row is left without an answer: the next run goes on there."""
-        pairs, rest = list(work.known), {row.id: row for row in work.pool}
-        sizes = self.sizes(len(work.pool), len(work.labels))
+        """See `Selection`. Ends early where nothing is chosen or a row has no answer: there the next run goes on.
+
+        Raises:
+            EdgestillError: as `chosen`.
+        """
+        pairs, rest, before = list(work.known), {row.id: row for row in work.pool}, None
+        sizes = self.sizes(len(work.pool), len(work.task.labels))
         for number, size in enumerate(sizes, 1):
             work.tell(f"round {number} of {len(sizes)}")
-            choice = work.choose(lambda: self._choice(work, rest, pairs, size, number))  # noqa: B023 - called at once
-            rows = [rest.pop(name) for name in choice.ids]
-            answers = work.ask(rows)
-            if any(answers[row.id] is None for row in rows):
+            this = Round(number, size, list(rest.values()), list(pairs), before)
+            choice = work.choose(lambda: self._choice(work, this))  # noqa: B023 - called at once
+            rows, before = [rest.pop(name) for name in choice.ids], choice.facts.get("dev_agreement")
+            answers = self.asked(work, rows, choice)
+            if not rows or any(answers[row.id] is None for row in rows):
                 return
             pairs += usable(rows, answers)
 
-    def _choice(self, work: Work, rest: "Mapping[str, Row]", pairs: "Sequence[Pair]", size: int, number: int) -> Choice:
-        """Random rows in the first round and as long as there is nothing to learn from, then ranked ones."""
-        rows = list(rest.values())
-        if number == 1 or not pairs or not self.needs:
-            return Choice(tuple(row.id for row in self._by_luck(rows)[:size]), {"trained_rows": 0})
+    def _choice(self, work: Work, this: "Round") -> Choice:
+        """Random rows in the first round and while there is nothing to learn from, then what a student leads to."""
+        if this.number == 1 or not this.pairs or not self.needs:
+            return Choice(tuple(row.id for row in self._by_luck(this.rows)[: this.size]), {"trained_rows": 0})
         start = time.perf_counter()
-        student = work.train(pairs)
-        order = self.rank(self._look(student, rows, pairs, work.sets), size)
-        facts = {
-            "trained_rows": len(pairs),
-            "dev_agreement": agreement(student, work.dev),
-            "seconds": time.perf_counter() - start,
-        }
-        return Choice(tuple(rows[i].id for i in order), facts)
+        student = work.train(this.pairs)
+        found = agreement(student, work.dev)
+        gain = None if found is None or this.before is None else found - this.before
+        choice = self.chosen(work, this, student, gain)
+        facts = {"trained_rows": len(this.pairs), "dev_agreement": found, **choice.facts}
+        return replace(choice, facts={**facts, "seconds": time.perf_counter() - start})
 
-    def _look(self, student: Any, rows: "Sequence[Row]", pairs: "Sequence[Pair]", sets: bool) -> Look:
+    def chosen(self, work: Work, this: "Round", student: Any, gain: float | None) -> Choice:
+        """The rows to ask about by the round's student, the best first; none ends the rounds.
+
+        Args:
+            work: as in `acquire`.
+            this: the round.
+            student: trained on the answers so far.
+            gain: what its agreement with the teacher has over the last student's; None where there was none.
+        """
+        del gain
+        order = self.rank(self._look(student, this, work.task.is_multilabel), this.size)
+        return Choice(tuple(this.rows[i].id for i in order))
+
+    def asked(self, work: Work, rows: "Sequence[Row]", choice: Choice) -> "Answers":
+        """The answers to the rows of a choice, by row id."""
+        del choice
+        return work.ask(rows)
+
+    def _look(self, student: Any, this: "Round", sets: bool) -> Look:
         import numpy as np
 
-        texts, none = [row.text for row in rows], np.zeros((0, 0))
+        texts, none = [row.text for row in this.rows], np.zeros((0, 0))
         embeds = "embeddings" in self.needs
         return Look(
             texts,
-            np.array([luck(self.seed, row) for row in rows]),
+            np.array([luck(self.seed, row) for row in this.rows]),
             student.probabilities(texts) if "probabilities" in self.needs else none,
             student.embeddings(texts) if embeds else none,
-            student.embeddings([row.text for row, _ in pairs]) if embeds else none,
+            student.embeddings([row.text for row, _ in this.pairs]) if embeds else none,
             sets,
         )
 

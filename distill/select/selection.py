@@ -48,9 +48,7 @@ class Work:
             of the pool may then have another text under its id.
         train: a fresh student of the recipe, trained on (row, answer) pairs: see `student.train.train_learner`; it has
             `answers(texts)`, `probabilities(texts)` (R, L) and `embeddings(texts)` (R, H).
-        labels: names of the task's labels, L.
-        task: the recipe's section, which a form wants.
-        sets: whether a row has a set of the labels, so that each probability is its label's own.
+        task: the recipe's section.
         dev: development rows with their answers, to measure on and not to learn from.
         choose: the next choice: the one that an interrupted run of the same inputs made at this place, or what the
             function gives, written down before anyone is asked about it.
@@ -63,9 +61,7 @@ class Work:
     known: "Sequence[Pair]"
     ask: "Ask"
     train: "Callable[[Sequence[Pair]], Any]"
-    labels: Sequence[str]
     task: "TaskSection"
-    sets: bool = False
     dev: "Sequence[Pair]" = ()
     choose: Callable[[Callable[[], Choice]], Choice] = lambda make: make()
     kept: Callable[[], Choice | None] = lambda: None

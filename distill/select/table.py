@@ -18,14 +18,14 @@ from edgestill.distill.select.teacher_confidence import ByTeacherConfidence
 
 STRATEGIES: dict[str, type[Selection]] = {
     "all": Everything,
-    "llkd": LLKD,
-    "student_uncertainty": ByStudentUncertainty,
-    "teacher_confidence": ByTeacherConfidence,
     "random": Random,
     "least_confidence": LeastConfidence,
     "margin": Margin,
     "entropy": Entropy,
     "k_centre": KCentre,
+    "llkd": LLKD,
+    "teacher_confidence": ByTeacherConfidence,
+    "student_uncertainty": ByStudentUncertainty,
     "elad": Elad,
 }
 
@@ -49,10 +49,6 @@ def read_selection(value: Any) -> Selection:
         problem = error.errors(include_url=False)[0]
         plain = {"missing": "is missing", "extra_forbidden": "is unknown"}
         said = plain.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-        place, keys = (
-            ".".join(map(str, problem["loc"])),
-            [key for key in STRATEGIES[name].model_fields if key != "strategy"],
-        )
-        raise ValueError(
-            f"{place} {said}".strip() + f" (keys of strategy {name}: {', '.join(keys) or 'none'})"
-        ) from None
+        place = ".".join(map(str, problem["loc"]))
+        keys = ", ".join(key for key in STRATEGIES[name].model_fields if key != "strategy")
+        raise ValueError(f"{place} {said}".strip() + f" (keys of strategy {name}: {keys or 'none'})") from None

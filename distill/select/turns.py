@@ -54,10 +54,10 @@ def ask_in_turns(
     train: Fresh,
 ) -> Asked:
     """Ask about development and test rows, then let the recipe's strategy ask about training rows; see `annotate`."""
-    select, labels = recipe.select, list(recipe.task.labels)
+    select = recipe.select
     pool = [row for row in data.split("train") if settled(row) is None]
     others = [row for row in data.rows if row.split != "train" and settled(row) is None]
-    total = len(others) + len(select.likely(pool, len(labels)))
+    total = len(others) + len(select.likely(pool, len(recipe.task.labels)))
     turns = Turns(teacher, lambda done: progress(done, total))
     choices, words = Choices(folder, inputs_sha256, {row.id for row in pool}), [""]
     turns.ask(others)
@@ -67,8 +67,6 @@ def ask_in_turns(
             known=_accepted(data.split("train"), settled),
             ask=turns.ask,
             train=lambda pairs: train(pairs, words[0]),
-            labels=labels,
-            sets=recipe.task.is_multilabel,
             dev=_accepted(data.split("dev"), lambda row: settled(row) or turns.answer(row)),
             choose=choices.choose,
             kept=choices.kept,

@@ -7,7 +7,7 @@ nobody is answered in free words. What a student answers that writes is made in 
 import json
 import math
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,26 +198,40 @@ def reason_of(student: Student, asked: ChatAsk) -> Generator[None, None, tuple[s
 
 
 def _pieces(prediction: Prediction, why: str | None, asked: ChatAsk, task: Task) -> Iterator[Piece]:
-    """The content as the teacher would write it; each fixed part, each label and the reason is a token of its own."""
-    if not asked.keys:
-        yield from _labels(prediction, asked, task, SEPARATOR, lambda name: name)
-        return
-    opening = "{"
-    for key in asked.keys:
-        if key in REASON_KEYS:
-            if why is None:
-                continue
-            yield fixed(f'{opening}"{key}": ', asked)
-            yield Piece(json.dumps(why, ensure_ascii=False))
-        elif key == "labels":
-            yield fixed(f'{opening}"{key}": [' + ('"' if prediction.labels else ""), asked)
+    """The content as the teacher would write it, each label a token of its own."""
+
+    def value(head: str, key: str) -> Iterator[Piece]:
+        if key == "labels":
+            yield fixed(f"{head}[" + ('"' if prediction.labels else ""), asked)
             if prediction.labels:
                 yield from _labels(prediction, asked, task, '", "', spelled)
             yield fixed('"]' if prediction.labels else "]", asked)
         else:
-            yield fixed(f'{opening}"{key}": "', asked)
+            yield fixed(f'{head}"', asked)
             yield from _labels(prediction, asked, task, SEPARATOR, spelled)
             yield fixed('"', asked)
+
+    if asked.keys:
+        yield from in_object(asked, why, value)
+    else:
+        yield from _labels(prediction, asked, task, SEPARATOR, lambda name: name)
+
+
+def in_object(asked: ChatAsk, why: str | None, value: Callable[[str, str], Iterable[Piece]]) -> Iterator[Piece]:
+    """The JSON object that the teacher would write; each fixed part and the reason is a token of its own.
+
+    `value(head, key)` gives the pieces of an answer under a key, `head` being what stands before it.
+    """
+    opening = "{"
+    for key in asked.keys:
+        head = f'{opening}"{key}": '
+        if key not in REASON_KEYS:
+            yield from value(head, key)
+        elif why is not None:
+            yield fixed(head, asked)
+            yield Piece(json.dumps(why, ensure_ascii=False))
+        else:
+            continue
         opening = ", "
     yield fixed("}", asked)
 

@@ -4,7 +4,6 @@ A bare answer goes out token by token. One in an object is written to its end fi
 object it stands; meanwhile there is a None for every token.
 """
 
-import json
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -16,10 +15,9 @@ import numpy as np
 
 from edgestill.runtime import decode
 from edgestill.runtime.serving.answers import Entry, Piece, Totals, until
-from edgestill.runtime.serving.chat import ChatAsk, entries_of, entry, fixed, reason_of, spelled
+from edgestill.runtime.serving.chat import ChatAsk, entries_of, entry, fixed, in_object, reason_of, spelled
 from edgestill.runtime.serving.completions import Speller
 from edgestill.runtime.serving.inside import answer_tokens, prompt_of
-from edgestill.runtime.serving.teacher_prompt import REASON_KEYS
 from edgestill.runtime.student import Student
 from edgestill.runtime.task import ANSWER_SUFFIX
 from edgestill.runtime.written import read_answer, reason_in
@@ -47,7 +45,9 @@ def written_pieces(student: Student, asked: ChatAsk, abstain_below: float | None
             start = time.perf_counter()
             why, reason_tokens, cut = yield from reason_of(student, asked)
             reason_ms = (time.perf_counter() - start) * 1e3 if reason_tokens else 0.0
-        yield from until(_object(_behind_reason(parts, answer.text, student), why, asked), asked.stops)
+        said = [_saying(part, spelled(part.text)) for part in _behind_reason(parts, answer.text, student)]
+        quoted = lambda head, _: (fixed(f'{head}"', asked), *said, fixed('"', asked))  # noqa: E731
+        yield from until(in_object(asked, why, quoted), asked.stops)
     tokens, predicted_ms = answer.made + reason_tokens, answer.predicted_ms + reason_ms
     totals = Totals(len(answer.ids), tokens, answer.prompt_ms, predicted_ms, answer.facts(abstain_below or 0.0))
     yield Piece("", finish="length" if answer.cut or cut else "stop", totals=totals)
@@ -115,20 +115,3 @@ def _saying(piece: Piece, text: str) -> Piece:
     """The piece with this text, which its entry of log-probabilities names too."""
     said = {"token": text, "bytes": list(text.encode())}
     return replace(piece, text=text, entries=tuple({**each, **said} for each in piece.entries))
-
-
-def _object(answer: Iterator[Piece], why: str | None, asked: ChatAsk) -> Iterator[Piece]:
-    """The JSON object that the teacher would write; each fixed part and the reason is a token of its own."""
-    opening = "{"
-    for key in asked.keys:
-        if key in REASON_KEYS:
-            if why is None:
-                continue
-            yield fixed(f'{opening}"{key}": ', asked)
-            yield Piece(json.dumps(why, ensure_ascii=False))
-        else:
-            yield fixed(f'{opening}"{key}": "', asked)
-            yield from (_saying(piece, spelled(piece.text)) for piece in answer)
-            yield fixed('"', asked)
-        opening = ", "
-    yield fixed("}", asked)

@@ -304,8 +304,7 @@ class Desk:
         return train_learner(recipe, self.plan.base, self.plan.task, self.plan.tokenizer, pairs)[0]
 
     def work(self, known: Sequence[tuple[Row, Annotation]] = ()) -> Work:
-        names, task = self.plan.task.label_names, self.plan.recipe.task
-        return Work(self.pool, known, self.ask, self.train, labels=names, task=task)
+        return Work(self.pool, known, self.ask, self.train, self.plan.recipe.task)
 
 
 def with_odds(path: Path) -> None:

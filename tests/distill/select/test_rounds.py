@@ -92,7 +92,7 @@ class Run:
     def by(self, strategy: Rounds) -> "Run":
         dev = [(row, answer) for row in POOL[:9] if isinstance(answer := an_answer(row), Annotation)]
         task = TaskSection(instruction="Which?", labels=dict.fromkeys(LABELS, ""))
-        work = Work(self.pool, self.known, self.ask, self.train, LABELS, task, dev=dev, choose=self.choose)
+        work = Work(self.pool, self.known, self.ask, self.train, task, dev=dev, choose=self.choose)
         strategy.acquire(work)
         return self
 
