@@ -27,6 +27,7 @@ from typing import Any
 
 from legs_solver import MODEL, Solver, questions
 from scripted_server import ScriptedServer
+from students_table import put_measured
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, WORK = (ROOT / "benchmarks" / "results" / "experiments", ROOT / "runs" / "bench-experiments")
@@ -99,6 +100,8 @@ def run_experiment(name: str, until: float) -> None:
     if any(arm.seeds for arm in run.write_done().arms):
         write_report(folder)
         copy_results(folder, RESULTS / name)
+        lines = (folder / "table.md").read_text(encoding="utf-8").splitlines()
+        put_measured("experiments.md", name, "\n".join(line for line in lines if line.startswith("|")))
 
 
 def copy_results(folder: Path, place: Path) -> None:

@@ -30,16 +30,19 @@ Lines = Sequence[dict[str, Any]]
 
 def write_tables(results: Path) -> None:
     """Put each set's table between its marks in docs/students.md, and its plot beside it."""
-    page = (DOCS / "students.md").read_text(encoding="utf-8")
     for path in sorted(results.glob("*.jsonl")):
         lines = list(manifest.read_jsonl(path))
-        begin = BEGIN.format(path.stem)
-        if begin not in page:
-            page += f"\n{begin}\n{END}\n"
-        before, _, rest = page.partition(begin)
-        page = f"{before}{begin}\n{table(path.stem, lines)}\n{END}{rest.partition(END)[2]}"
+        put_measured("students.md", path.stem, table(path.stem, lines))
         manifest.write_text_atomic(DOCS / f"students-{path.stem}.svg", picture(lines))
-    manifest.write_text_atomic(DOCS / "students.md", page)
+
+
+def put_measured(page_name: str, name: str, text: str) -> None:
+    """Put what was measured between its marks on a page of docs/, at the page's end if it has none yet."""
+    page, begin = (DOCS / page_name).read_text(encoding="utf-8"), BEGIN.format(name)
+    if begin not in page:
+        page += f"\n{begin}\n{END}\n"
+    before, _, rest = page.partition(begin)
+    manifest.write_text_atomic(DOCS / page_name, f"{before}{begin}\n{text}\n{END}{rest.partition(END)[2]}")
 
 
 def groups(lines: Lines) -> dict[tuple[str, int], list[dict[str, Any]]]:
