@@ -217,6 +217,8 @@ def _write_reference(plan: StudentPlan, annotations: Path, folder: Path) -> None
     dev = accepted(annotations, "dev")
     rows = [{"id": row.id, "text": row.text, "label": answer.label} for row, answer in dev]
     manifest.write_jsonl(folder / "dev.jsonl", rows)
+    learnt = ({"id": row.id, "text": row.text} for row, _ in accepted(annotations, "train"))
+    manifest.write_jsonl(folder / "train.jsonl", learnt)
     manifest.write_jsonl(folder / "test.jsonl", [{"id": r.id, "text": r.text, "gold": r.gold} for r, _ in test])
     manifest.write_jsonl(folder / "teacher.jsonl", [dataclasses.asdict(answer) for _, answer in test])
 

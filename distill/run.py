@@ -8,6 +8,7 @@ Layout of runs/NAME/student:
     model/                or an encoder's weights, head and training.json
     grid/                 the weights as q4_0 codes and scales, the ones that ship, and grid.json
     dev.jsonl, test.jsonl rows: id, text, the teacher's label of dev rows and gold or null of test rows
+    train.jsonl           id and text of the rows that were learnt from, for the export's gate of token ids
     teacher.jsonl         the teacher's answers on the test rows, for the report only
     predictions.jsonl     base, floor and student on the test rows, run with torch and scikit-learn
 """

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgestill.runtime.errors import EdgestillError
 from edgestill.runtime.terminal import Json, Out, answer
 
 ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="Experiment file (YAML).")]
@@ -26,11 +27,24 @@ def experiment(
     if as_list:
         _tell_list(run, cells, as_json, f"edgestill experiment {file}" + (f" --out {out}" if out else ""))
         return
-    for cell in cells:
+    failures = [(cell.name, error) for cell in cells if (error := _failure(run, cell)) is not None]
+    if any(arm.seeds for arm in run.write_done().arms):
+        report = write_report(run.out)
+        answer(as_json, dataclasses.asdict(report), terminal_text(report), f"open {run.out / 'table.md'}")
+    if failures:
+        name, first = failures[0]
+        told = EdgestillError(f"{len(failures)} of {len(cells)} cells failed; {name}: {first.message}", first.hint)
+        told.exit_code = first.exit_code
+        raise told
+
+
+def _failure(run: Any, cell: Any) -> EdgestillError | None:
+    """Measure the cell; what went wrong, for the other cells do not depend on it."""
+    try:
         _measure(run, cell)
-    run.write_done()
-    report = write_report(run.out)
-    answer(as_json, dataclasses.asdict(report), terminal_text(report), f"open {run.out / 'table.md'}")
+    except EdgestillError as error:
+        return error
+    return None
 
 
 def _measure(run: Any, cell: Any) -> None:

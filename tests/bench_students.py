@@ -105,7 +105,7 @@ def measured(cell: Cell) -> dict[str, Any]:
 
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Train, answer all test rows, say what it took."""
-    from edgestill.runtime.device import describe_device, peak_rss_bytes
+    from edgestill.runtime.device import describe_device, package_versions, peak_rss_bytes
 
     data_set, student, rows, seed = cell
     train, dev, test, labels = _split(data_set, rows, seed)
@@ -129,7 +129,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         "peak_rss_bytes": peak_rss_bytes(),
         **facts,
         "device": f"{device.cpu_model}, {device.cores_usable} cores, {', '.join(device.isa)}",
-        "versions": {name: device.packages.get(name) for name in ("torch", "transformers", "peft", "scikit-learn")},
+        "versions": package_versions(("torch", "transformers", "peft", "scikit-learn")),
     }
 
 

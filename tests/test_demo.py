@@ -68,6 +68,8 @@ def test_test_rows_never_reach_training(demo: Path) -> None:
     ]
     assert len(trained) == read(demo / "student" / "student.json")["training"]["rows"]
     assert not test & {record["row"]["id"] for record in trained}
+    probed = {row["id"] for row in read_jsonl(demo / "student" / "train.jsonl")}
+    assert probed == {record["row"]["id"] for record in trained}
     assert all(record["row"]["gold"] is None for record in trained)
 
 

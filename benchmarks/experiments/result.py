@@ -45,6 +45,7 @@ class ArmResult:
     teacher_usd: str | None
     label_quality: float | None
     asked_quality: float | None
+    annotate_s: float
     train_s: float
     peak_rss_bytes: int | None
     seeds: tuple[SeedResult, ...]
@@ -157,6 +158,7 @@ def _arm(
         teacher_usd=f"{sum(usd, Decimal()) / len(usd):.9f}" if len(usd) == len(seeds) else None,
         label_quality=_mean([seed.label_quality for seed in seeds]),
         asked_quality=_mean([seed.asked_quality for seed in seeds]),
+        annotate_s=sum(seed.annotate_s for seed in seeds) / len(seeds),
         train_s=sum(seed.train_s for seed in seeds) / len(seeds),
         peak_rss_bytes=max(peaks, default=None),
         seeds=seeds,

@@ -53,20 +53,21 @@ def pooled(values: Values) -> Estimate:
     """The mean of all values with a 95 % interval that holds for other rows and other seeds.
 
     With S seeds and N rows, MS of rows, seeds and their interaction: the variance of the mean is
-    (MS_rows + max(0, MS_seeds - MS_both)) / (S N). Seeds with other rows than the first's have nothing to cross: there
-    the means of the seeds are the sample. One seed has no spread: there the rows are.
+    (max(MS_rows, MS_both) + max(0, MS_seeds - MS_both)) / (S N), with S - 1 degrees of freedom at least. Rows that some
+    seeds lack are left out of it. Seeds that share less than half of their rows have nothing to cross: there the means
+    of the seeds are the sample, and no mean is surer than its rows make it. One seed has no spread: there the rows are.
     """
     from scipy.stats import t
 
-    ids = list(next(iter(values.values())))
-    if len(values) > 1 and any(set(by_row) != set(ids) for by_row in values.values()):
-        means = np.array([np.mean(list(by_row.values())) for by_row in values.values()])
-        variance, freedom = float(means.var(ddof=1) / len(means)), float(len(means) - 1)
-        value = float(means.mean())
+    each = [np.array(list(by_row.values()), float) for by_row in values.values()]
+    means = np.array([row.mean() for row in each])
+    value = float(means.mean())
+    ids = [one for one in next(iter(values.values())) if all(one in by_row for by_row in values.values())]
+    if 2 * len(ids) < max(map(len, each)):
+        within = np.mean([row.var() / len(row) for row in each])
+        variance, freedom = float(max(means.var(ddof=1), within) / len(means)), float(len(means) - 1)
     else:
-        table = np.array([[by_row[one] for one in ids] for by_row in values.values()], float)
-        value = float(table.mean())
-        variance, freedom = _variance(table)
+        variance, freedom = _variance(np.array([[by_row[one] for one in ids] for by_row in values.values()], float))
     half = float(t.ppf(0.975, freedom)) * sqrt(variance) if variance else 0.0
     return Estimate(value, value - half, value + half)
 
@@ -83,8 +84,9 @@ def _variance(table: NDArray[np.float64]) -> tuple[float, float]:
     ms_rows = seeds * float(((of_rows - mean) ** 2).sum()) / (rows - 1)
     rest = table - of_seeds[:, None] - of_rows[None, :] + mean
     ms_both = float((rest**2).sum()) / ((seeds - 1) * (rows - 1))
+    ms_rows = max(ms_rows, ms_both)  # less is chance: the rows' own part is not below 0
     if ms_seeds <= ms_both:
         return ms_rows / (seeds * rows), float(rows - 1)
     total = ms_rows + ms_seeds - ms_both
     parts = ms_rows**2 / (rows - 1) + ms_seeds**2 / (seeds - 1) + ms_both**2 / ((seeds - 1) * (rows - 1))
-    return total / (seeds * rows), total**2 / parts
+    return total / (seeds * rows), max(total**2 / parts, float(seeds - 1))

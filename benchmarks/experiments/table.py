@@ -28,7 +28,8 @@ def cells(result: ExperimentResult) -> list[list[str]]:
     """The table: its header, then an arm a row."""
     unit = "accuracy" if result.metric == "gold" else "agreement with the teacher"
     head = ["arm", "rows asked", "rows learnt from", "teacher tokens", "USD", f"{unit} %, each seed", "mean"]
-    head += [f"minus {result.against}, points", "minus its random control, points", "labels right %", "train s", "MB"]
+    head += [f"minus {result.against}, points", "minus its random control, points", "labels right %"]
+    head += ["annotate s", "train s", "MB"]
     return [head, *(_cells(result, arm) for arm in result.arms)]
 
 
@@ -44,7 +45,8 @@ def notes(result: ExperimentResult) -> list[str]:
         "training and development rows at what the answers took when they were made, whoever paid. Test rows are "
         "not in them. In the pictures arms with almost the same number stand side by side.",
         "- Labels right: share of the rows learnt from whose label is the pool's gold, which no student sees. "
-        f"Train s: mean; MB: highest resident memory. {UNKNOWN}: not known, or nothing to compare with.",
+        "Annotate s: of asking and choosing, with the students that choose, little where answers were kept. Train s: "
+        f"of the student that is measured. MB: highest resident memory. {UNKNOWN}: not known, or none.",
         f"- Device: {'; '.join(result.devices)}. "
         + ", ".join(f"{name} {version}" for name, version in sorted(result.packages.items()))
         + ".",
@@ -71,6 +73,7 @@ def _cells(result: ExperimentResult, arm: ArmResult) -> list[str]:
         _points(_between(result, arm.name, result.against)),
         _points(None if arm.control is None else _between(result, arm.name, arm.control)),
         quality,
+        f"{arm.annotate_s:,.0f}",
         f"{arm.train_s:,.0f}",
         UNKNOWN if arm.peak_rss_bytes is None else f"{arm.peak_rss_bytes / 1e6:,.0f}",
     ]

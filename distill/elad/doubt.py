@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from edgestill.distill.elad import uncertainty
 from edgestill.distill.elad.explainer import Explainer, Place
 from edgestill.distill.elad.steps import prefixes
+from edgestill.runtime.choices import choices_of
 
 if TYPE_CHECKING:
     from edgestill.distill.select.elad import Elad
@@ -58,8 +59,14 @@ def _between(explainer: Explainer, texts: Sequence[str], starts: Sequence[tuple[
     drawn = [(place, number) for place in places for number in range(how.samples)]
     seeds = [_seed(how.seed, place, number) for place, number in drawn]
     answers = iter(explainer.sampled_answers([place for place, _ in drawn], seeds))
-    most = len(explainer.task.labels) or None
-    return [uncertainty.inter([list(islice(answers, how.samples)) for _ in each], most) for each in from_each]
+    votes = [[list(islice(answers, how.samples)) for _ in each] for each in from_each]
+    return [uncertainty.inter(each, _answers(explainer, text)) for each, text in zip(votes, texts, strict=True)]
+
+
+def _answers(explainer: Explainer, text: str) -> int | None:
+    """How many answers a text can get; None: free ones."""
+    task = explainer.task
+    return len(choices_of(text)) if task.choices is not None else len(task.labels) or None
 
 
 def _seed(seed: int, place: Place, number: int) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgestill.distill.elad.steps import prefixes
 from edgestill.distill.student.writing import write
 from edgestill.distill.white_box.on_policy import sampler
 from edgestill.runtime.choices import choices_of
@@ -17,6 +18,8 @@ BATCH_TEXTS = 16
 FORCED_ANSWER_TOKENS = 32  # an answer that is wanted at once
 # a row's text, and the part of a reason that stands below it, "" for none
 Place = tuple[str, str]
+# a text, and whether the student came to its end
+Written = tuple[str, bool]
 
 
 class Explainer:
@@ -34,13 +37,14 @@ class Explainer:
         Otherwise the answer is the one that it gives without having written a reason, as it does on the device.
         """
         written = self._write([(text, "") for text in texts], None)
+        reasons = [_whole(*each) for each in written]
         if self.task.chain:
-            return [(_reason_of(said), read_answer(said, self.task)) for said in written]
-        return list(zip(written, self.answers([(text, "") for text in texts]), strict=True))
+            return [(reason, read_answer(said, self.task)) for reason, (said, _) in zip(reasons, written, strict=True)]
+        return list(zip(reasons, self.answers([(text, "") for text in texts]), strict=True))
 
     def sampled_answers(self, places: Sequence[Place], seeds: Sequence[int]) -> list[str]:
         """The answer of an explanation drawn from each place on, by a seed each."""
-        written = self._write(places, seeds)
+        written = [said for said, _ in self._write(places, seeds)]
         found = [read_answer(said, self.task) if self.task.chain else "" for said in written]
         missing = [i for i, answer in enumerate(found) if not answer]
         whole = [(places[i][0], f"{places[i][1]} {_reason_of(written[i])}".strip()) for i in missing]
@@ -54,7 +58,7 @@ class Explainer:
             return [self.task.label_names[i] for i in self.chances(places).argmax(-1)]
         self.forced += len(places)
         written = self._written(self._forced(places), min(self.task.max_answer_tokens, FORCED_ANSWER_TOKENS))
-        return [read_answer(ANSWER_SUFFIX + said if self.task.chain else said, self.task) for said in written]
+        return [read_answer(ANSWER_SUFFIX + said if self.task.chain else said, self.task) for said, _ in written]
 
     def chances(self, places: Sequence[Place]) -> NDArray[np.float64]:
         """(N, L): the label probabilities at N places."""
@@ -79,7 +83,7 @@ class Explainer:
             for text, reason in places
         ]
 
-    def _write(self, places: Sequence[Place], seeds: Sequence[int] | None) -> list[str]:
+    def _write(self, places: Sequence[Place], seeds: Sequence[int] | None) -> list[Written]:
         """What the student goes on to write at each place, of a chain with the answer; the likeliest without seeds."""
         self.texts += len(places)
         prompts = [
@@ -100,13 +104,14 @@ class Explainer:
 
     def _written(
         self, prompts: Sequence[list[int]], most_tokens: int, pick: Callable[[slice], Any] | None = None
-    ) -> list[str]:
+    ) -> list[Written]:
         """What is written after each prompt, a batch at a time; `pick` gives the picker of a batch, None the greedy."""
-        eos, said = self.task.eos_token_id, list[str]()
+        eos, said = self.task.eos_token_id, list[Written]()
         for here in _batches(len(prompts)):
             chosen = {} if pick is None else {"pick": pick(here)}
             for ids in write(self.learner.causal, prompts[here], eos, most_tokens, **chosen):
-                said.append(self.learner.tokenizer.decode(list(ids), skip_special_tokens=True).rstrip("\ufffd").strip())
+                text = self.learner.tokenizer.decode(list(ids), skip_special_tokens=True)
+                said.append((text.rstrip("\ufffd").strip(), ids[-1] == eos))
         return said
 
 
@@ -117,3 +122,11 @@ def _batches(count: int) -> Iterator[slice]:
 def _reason_of(written: str) -> str:
     """What stands before the first answer; a student may go on and answer again."""
     return ("\n" + written).partition(ANSWER_SUFFIX)[0].strip()
+
+
+def _whole(written: str, ended: bool) -> str:
+    """The reason without a last step that the limit may have cut off: a half one would be reviewed and learnt."""
+    reason = _reason_of(written)
+    if ended or not reason or ANSWER_SUFFIX in "\n" + written:
+        return reason
+    return prefixes(reason)[-2]

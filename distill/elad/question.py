@@ -49,6 +49,7 @@ class ReviewForm(Form):
     """
 
     key = "answer"
+    primes = False  # the words are about answering a question, not about checking somebody's steps
 
     def __init__(self, task: TaskSection, questions: Sequence[Question]) -> None:
         """`questions` are all that will be asked."""

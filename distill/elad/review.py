@@ -18,7 +18,7 @@ KEYS = {
     "answer": ("answer", "label", "final_answer"),
 }
 NONE = ("none", "null", "n/a", "na", "no error", "no errors", "nil", "-", "")
-RIGHT = r"no (?:error|mistake)s?|correct|right|true|ok"
+RIGHT = r"no (?:error|mistake)s?|error-free|correct|right|true|ok"
 WRONG = r"not (?:correct|right)|contains an? (?:\w+ )?(?:error|mistake)|incorrect|wrong|false|error"
 PROSE_VERDICT = re.compile(
     rf"^[^\w\n]*(?:step\s*)?(\d{{1,3}})\W{{1,6}}(?:(?:this|it|that)?\s*is\W+)?({RIGHT}|{WRONG})\b", re.I | re.M
@@ -138,6 +138,8 @@ def _findings(said: Mapping[str, Any], steps: int) -> Findings:
             raise Contradiction(f"no first_error, and no verdict on step {unjudged}")
         return Findings(verdicts, judged_wrong)
     first = _number(said["first_error"])
+    if first in (0, -1) and judged_wrong is None:  # how some write that there is none
+        first = None
     if first is not None and not 1 <= first <= steps:
         raise Contradiction(f"first_error is {first}, but the student wrote {steps} steps, counted from 1")
     if judged_wrong is not None and (first is None or judged_wrong < first):
@@ -180,8 +182,8 @@ def _number(said: object) -> int | None:
     """The number of a step, None for no step."""
     if said is None or (isinstance(said, str) and said.strip(" *_.\"'").lower() in NONE):
         return None
-    if isinstance(said, int) and not isinstance(said, bool):
-        return said
+    if isinstance(said, int | float) and not isinstance(said, bool) and said == int(said):
+        return int(said)
     if isinstance(said, str) and (match := STEP_NUMBER.fullmatch(said.strip())) is not None:
         return int(match[1])
     raise Contradiction(f"first_error is {said!r:.80}, wanted the number of a step or null")
@@ -189,7 +191,14 @@ def _number(said: object) -> int | None:
 
 def _texts(said: object) -> tuple[str, ...]:
     """Steps as texts: a list of them, or one text of several lines."""
-    items: Sequence[object] = said.splitlines() if isinstance(said, str) else said if isinstance(said, list) else ()
+    given: Sequence[object] = said.splitlines() if isinstance(said, str) else said if isinstance(said, list) else ()
+    items = [_text_in(item) if isinstance(item, Mapping) else item for item in given]
     if not all(isinstance(item, str) for item in items):
         raise Contradiction("revised_steps holds something else than texts")
     return tuple(text for item in items if (text := str(item).strip()) and bare(text))
+
+
+def _text_in(step: Mapping[Any, Any]) -> object:
+    """The text of a step that is an object: its only one."""
+    texts = [value for value in step.values() if isinstance(value, str)]
+    return texts[0] if len(texts) == 1 else None

@@ -67,7 +67,7 @@ def plan_arms(experiment: Experiment, path: Path) -> tuple[Arm, ...]:
         where = f"{path}: arm {name}"
         if any(isinstance(changes.get("student"), list) for changes in (overrides, experiment.every_arm)):
             raise UsageError(f"{where}: student is a list, wanted one student", "make an arm of each")
-        sections = _merged(_merged(base, _nested(overrides)), NEVER)
+        sections = _of_one_student(_merged(_merged(base, _nested(overrides)), NEVER))
         arm = Arm(name, sections, check_recipe(sections, where).select.strategy)
         recipes[name] = _seeded(arm, experiment)
         same = next((other for other in arms if recipes[other] == recipes[name]), None)
@@ -123,15 +123,20 @@ def _control_of(arm: Arm, recipe: Recipe) -> Arm:
 
 
 def _of_one_student(sections: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with its first student alone, which keeps no seed and no grid of its own."""
+    """The recipe with its first student alone, whose own `train` is the recipe's, without a seed and a grid.
+
+    Otherwise it would win over what an arm says of `train`.
+    """
     student = sections.get("student")
     first = student[0] if isinstance(student, list) and student else student
     if not isinstance(first, dict):
         return sections
-    own = first.get("train")
-    if isinstance(own, dict):
-        first = {**first, "train": {k: v for k, v in own.items() if k not in ("seed", "quantize_aware")}}
-    return {**sections, "student": first}
+    own, section = first.get("train"), sections.get("train", {})
+    if not (isinstance(own, dict) and isinstance(section, dict)):
+        return {**sections, "student": first}
+    own = {key: value for key, value in own.items() if key not in ("seed", "quantize_aware")}
+    alone = {key: value for key, value in first.items() if key != "train"}
+    return {**sections, "student": alone, "train": _merged(section, own)}
 
 
 def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,16 +145,16 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in overrides.items():
         for part in reversed(key.split(".")):
             value = {part: value}
-        found = _merged(found, value)
+        found = _merged(found, value, anew=False)
     return found
 
 
-def _merged(sections: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`sections` with `changes`, key by key; another strategy brings its own keys and leaves none of the old one."""
+def _merged(sections: Mapping[str, Any], changes: Mapping[str, Any], anew: bool = True) -> dict[str, Any]:
+    """`sections` with `changes`, key by key; with `anew` a `select` that names a strategy leaves no key of the old."""
     found = dict(sections)
     for key, value in changes.items():
         old = found.get(key)
-        anew = key == "select" and isinstance(value, Mapping) and "strategy" in value
-        mergeable = isinstance(old, Mapping) and isinstance(value, Mapping) and not anew
-        found[key] = _merged(old, value) if mergeable else copy.deepcopy(value)  # type: ignore[arg-type]
+        replaced = anew and key == "select" and isinstance(value, Mapping) and "strategy" in value
+        mergeable = isinstance(old, Mapping) and isinstance(value, Mapping) and not replaced
+        found[key] = _merged(old, value, anew) if mergeable else copy.deepcopy(value)  # type: ignore[arg-type]
     return found

@@ -72,6 +72,7 @@ def measure(wanted: Wanted) -> ExperimentCell:
         failed = f"{ledger.unfinished} of {ledger.rows} rows have no answer: the endpoint failed"
         raise EdgestillError(failed, "the same command asks about them again")
     annotate_s = time.perf_counter() - start
+    _check_gold(wanted, plan)
     run, _ = run_train(plan.students[0], folder / "annotations", folder / "student", lambda *_: None)
     ids, right = _judged(folder / "student", wanted.metric)
     hashed = manifest.sha256_json(ids)
@@ -103,7 +104,7 @@ def _cell(
         training_rows=run.training["rows"],
         annotate_s=annotate_s,
         train_s=run.training["seconds"],
-        peak_rss_bytes=peak_rss_bytes(),
+        peak_rss_bytes=_peak(run),
         metric=wanted.metric,
         test_rows=len(right),
         row_ids_sha256=hashed,
@@ -116,6 +117,12 @@ def _cell(
         device=f"{device.cpu_model}, {device.cores_usable} cores",
         packages=package_versions(PACKAGES),
     )
+
+
+def _peak(run: StudentRun) -> int | None:
+    """Of this process, or of the one that trained the student where it was kept."""
+    found = [each for each in (peak_rss_bytes(), run.training["peak_rss_bytes"]) if each is not None]
+    return max(found, default=None)
 
 
 def _judged(student: Path, metric: str) -> tuple[list[str], list[bool]]:
@@ -167,6 +174,17 @@ def _teacher_use(plan: Plan, answers: Iterable[tuple[Row, Answer]]) -> TeacherUs
         return TeacherUse(None, None, None)
     usd = tally.tokens.usd(plan.recipe.teacher.price_usd_per_mtok)
     return TeacherUse(tally.tokens.prompt, tally.tokens.completion, None if usd is None else usd_text(usd))
+
+
+def _check_gold(wanted: Wanted, plan: Plan) -> None:
+    """Before anything is trained: gold that belongs to no row is a mistake in its file."""
+    if wanted.gold_of_pool is None:
+        return
+    gold = gold_of_pool(Path(wanted.gold_of_pool), plan.recipe.task)
+    if not any(row.id in gold for row, _ in read_annotations(Path(wanted.folder) / "annotations")):
+        raise EdgestillError(
+            f"gold_of_pool: none of its {len(gold)} texts is a row's", "write each text as the student reads it"
+        )
 
 
 def _qualities(

@@ -29,7 +29,10 @@ from edgestill.runtime.errors import EdgestillError, UsageError
 from edgestill.runtime.experiment_files import DONE_NAME, ArmDone, ExperimentCell, ExperimentDone, cell_path
 
 # Part of what a cell depends on: raise it when the same student would be measured otherwise.
-CELL_VERSION = 1
+CELL_VERSION = 2
+# What changes no figure of a cell: a raised cap must not measure it again.
+UNSEEN = ("name", "export", "budget", "prompt_search", "bench")
+UNSEEN_OF_TEACHER = ("concurrency", "smoke_rows", "license_note")
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,9 @@ class ExperimentRun:
     def _inputs(self, cell: Cell) -> tuple[str, str]:
         """(hash of the cell's recipe, hash of everything that its figures depend on)."""
         recipe = check_recipe(self._sections(cell), cell.name).model_dump(mode="json")
-        said = manifest.sha256_json({key: recipe[key] for key in recipe if key not in ("name", "export")})
+        teacher = {key: value for key, value in recipe["teacher"].items() if key not in UNSEEN_OF_TEACHER}
+        seen = {key: recipe[key] for key in recipe if key not in UNSEEN}
+        said = manifest.sha256_json(seen | {"teacher": teacher})
         return said, manifest.sha256_json(
             [CELL_VERSION, TRAINING_VERSION, said, self.metric, self.hashes[cell.arm.name]]
         )

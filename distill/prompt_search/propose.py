@@ -14,6 +14,7 @@ from edgestill.distill.prompt_search.section import PromptSearchSection
 from edgestill.distill.prompt_search.trial import Trial
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.teacher.form import Form
+from edgestill.distill.teacher.parse import Reading, objects_in
 
 SHOWN = 15  # of the best so far, as published
 LONGEST_CHARACTERS = 1_000
@@ -49,6 +50,12 @@ class NewInstruction(Form):
     def mend(self, text: str) -> str:  # noqa: ARG002 - the same for all
         """A text of some length."""
         return f"instruction is a text of at most {LONGEST_CHARACTERS} characters"
+
+    def read(self, content: str, text: str) -> Reading:
+        """An instruction in an object alone: other text may be a refusal or talk, and each costs a whole try."""
+        if not any(self.key in each for each in objects_in(content)):
+            return Reading(reason="unparsable", detail=f"no JSON object with {self.named}")
+        return super().read(content, text)
 
     def match(self, said: object, text: str) -> str | None:  # noqa: ARG002 - the same for all
         """The instruction with its blanks as single ones."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgestill.distill.recipe import Recipe
     from edgestill.distill.select.selection import Answers
 
+EXPLANATION_TOKENS = 64
 Note = dict[str, Any]
 
 
@@ -31,8 +32,9 @@ class Elad(Rounds):
     `revision` review: the teacher corrects the student's own steps. teacher: it is asked for the answer and a reason
     of its own, an ablation. replace: the same, but where it agrees with the student's answer the student's reason
     stays; an ablation that recorded answers allow. Each round explains `candidates` random rows of the pool, None for
-    all, at `explanation_tokens` at most. Ends early when the agreement of the student with the teacher on the
-    development rows has not risen by more than `min_gain` since the round before; None: never.
+    all, at `explanation_tokens` at most: by default what a chain's answer may have, else `EXPLANATION_TOKENS`. Ends
+    early when the agreement of the student with the teacher on the development rows has not risen by more than
+    `min_gain` since the round before; None: never.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"explanations"})
@@ -46,7 +48,7 @@ class Elad(Rounds):
     revision: Literal["review", "teacher", "replace"] = "review"
     min_gain: Annotated[float, Field(ge=0, lt=1)] | None = None
     candidates: Annotated[int, Field(ge=1)] | None = 200
-    explanation_tokens: Annotated[int, Field(ge=4)] = 64
+    explanation_tokens: Annotated[int, Field(ge=4)] | None = None
 
     def check(self, recipe: "Recipe") -> None:
         """See `Selection`: students must write reasons, and the teacher must be able to review them."""
@@ -112,7 +114,8 @@ class Elad(Rounds):
         from edgestill.distill.elad.doubt import doubts
         from edgestill.distill.elad.explainer import Explainer
 
-        explainer = Explainer(student, self.explanation_tokens, self.temperature)
+        limit = student.task.max_answer_tokens if student.task.chain else EXPLANATION_TOKENS
+        explainer = Explainer(student, self.explanation_tokens or limit, self.temperature)
         found = doubts(explainer, [row.text for row in rows], self)
         notes = {row.id: vars(doubt) for row, doubt in zip(rows, found, strict=True)}
         return notes, {"student_texts": explainer.texts, "student_answers": explainer.forced}

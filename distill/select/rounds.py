@@ -103,7 +103,7 @@ class Rounds(Selection):
         if recipe.task.kind == "generate" and "probabilities" in self.needs:
             raise ValueError(
                 f"select.strategy {self.strategy} ranks by label probabilities, which a task of kind generate has not; "
-                "write strategy: k_centre or strategy: random"
+                "write strategy: random, k_centre or elad"
             )
 
     def likely(self, pool: "Sequence[Row]", labels: int) -> "Sequence[Row]":
@@ -122,7 +122,7 @@ class Rounds(Selection):
         return [first, *(size for size in later if size)]
 
     def acquire(self, work: Work) -> None:
-        """See `Selection`. Ends early where nothing is chosen or a row has no answer: there the next run goes on.
+        """See `Selection`. Ends early where nothing is chosen, and where the next run goes on: answers are missing.
 
         Raises:
             EdgestillError: as `chosen`.
@@ -135,7 +135,7 @@ class Rounds(Selection):
             choice = work.choose(lambda: self._choice(work, this))  # noqa: B023 - called at once
             rows, before = [rest.pop(name) for name in choice.ids], choice.facts.get("dev_agreement")
             answers = self.asked(work, rows, choice)
-            if not rows or any(answers[row.id] is None for row in rows):
+            if not rows or any(answers[row.id] is None for row in rows) or _mostly_failed(answers):
                 return
             pairs += usable(rows, answers)
 
@@ -204,6 +204,12 @@ def usable(rows: "Sequence[Row]", answers: Mapping[str, Any]) -> "list[Pair]":
     from edgestill.distill.teacher.protocol import Annotation
 
     return [(row, answer) for row in rows if isinstance(answer := answers[row.id], Annotation)]
+
+
+def _mostly_failed(answers: Mapping[str, Any]) -> bool:
+    """Whether the endpoint failed at most of the rows: the next choice would know nothing new, and it is kept."""
+    failed = sum(getattr(answer, "reason", None) == "endpoint_error" for answer in answers.values())
+    return 2 * failed > len(answers)
 
 
 def agreement(student: Any, dev: "Sequence[Pair]") -> float | None:

@@ -41,7 +41,7 @@ def read_selection(value: Any) -> Selection:
     if not isinstance(value, dict):
         raise ValueError(f"wanted a section such as {{strategy: random, rows: 300}}, found {value!r:.80}")
     name = value.get("strategy", "all")
-    if name not in STRATEGIES:
+    if not isinstance(name, str) or name not in STRATEGIES:
         raise ValueError(f"strategy {name!r} is not known; known: {', '.join(STRATEGIES)}")
     try:
         return STRATEGIES[name].model_validate(value)

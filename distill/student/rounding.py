@@ -81,14 +81,25 @@ class Rounding:
 
     @torch.no_grad()
     def nearest_gap(self, rows: Sequence[GridRow]) -> Gap:
-        """The gap when every layer's weight is rounded on its own; the weights are put back."""
-        before = {name: layer.weight.detach().clone() for name, layer in self.layers.items()}
-        for layer in self.layers.values():
-            layer.weight.copy_(dequantize(*q4_0(layer.weight)))
-        found = gap(self.student, rows)
-        for name, layer in self.layers.items():
-            layer.weight.copy_(before[name])
-        return found
+        """The gap when every layer's weight is rounded on its own, each for as long as the layer is computed."""
+        own: dict[torch.nn.Module, Tensor] = {}
+
+        def put(layer: torch.nn.Module, _: Any) -> None:
+            assert isinstance(layer.weight, Tensor)
+            own[layer] = layer.weight.data
+            layer.weight.data = dequantize(*q4_0(layer.weight))
+
+        def put_back(layer: torch.nn.Module, *_: Any) -> None:
+            assert isinstance(layer.weight, Tensor)
+            layer.weight.data = own.pop(layer)
+
+        hooks = [layer.register_forward_pre_hook(put) for layer in self.layers.values()]
+        hooks += [layer.register_forward_hook(put_back, always_call=True) for layer in self.layers.values()]
+        try:
+            return gap(self.student, rows)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def compensate(self, rows: Sequence[Any]) -> None:
         """Round every layer's weight by `gptq` for these rows, in place; from then on in the dtype of the products.

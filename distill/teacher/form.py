@@ -38,7 +38,8 @@ class Form(ABC):
     """How one kind of question is put and its answer read; immutable.
 
     `labels` are all answers there are, () where they are free; `tells_odds` says whether an answer's tokens and votes
-    tell how likely each is; `fields` are the types under which a recorded answer may stand.
+    tell how likely each is; `fields` are the types under which a recorded answer may stand; `primes` says
+    whether `teacher.priming` stands around its question.
     """
 
     key: ClassVar[str] = "label"
@@ -49,6 +50,7 @@ class Form(ABC):
     why: ClassVar[str] = "one short sentence that says why"
     tells_odds: ClassVar[bool] = False
     fields: ClassVar[tuple[type, ...]] = (str,)
+    primes: ClassVar[bool] = True
 
     def __init__(self, task: TaskSection) -> None:
         """`task` is the recipe's."""

@@ -17,14 +17,20 @@ BEFORE: dict[str, str] = {
         "understand and learn from without losing too much detail. "
     ),
 }
-AFTER: dict[str, str] = {"confidence": " Briefly double-check that your answer is correct once done."}
+AFTER: dict[str, str] = {"confidence": "Briefly double-check that your answer is correct once done."}
 
 
-def primed(text: str, priming: str) -> str:
-    """The question as the teacher gets it."""
-    return BEFORE.get(priming, "") + text + AFTER.get(priming, "")
+def primed(text: str, priming: str, has_choices: bool = False) -> str:
+    """The question as the teacher gets it; below choices the words have a line of their own."""
+    after = AFTER.get(priming)
+    end = "" if after is None else ("\n\n" if has_choices else " ") + after
+    return BEFORE.get(priming, "") + text + end
 
 
 def unprimed(asked: str, priming: str) -> str:
     """The question in what the teacher got."""
-    return asked.removeprefix(BEFORE.get(priming, "")).removesuffix(AFTER.get(priming, ""))
+    after = AFTER.get(priming)
+    if after is not None and asked.endswith(after):
+        asked = asked.removesuffix(after)
+        asked = asked.removesuffix("\n\n") if asked.endswith("\n\n") else asked.removesuffix(" ")
+    return asked.removeprefix(BEFORE.get(priming, ""))

@@ -99,7 +99,8 @@ class Prompter:
 
     def first(self, text: str) -> Request:
         """The request for a row's text; what primes the teacher stands around the text here and nowhere else."""
-        asked = primed(text, self._recipe.teacher.priming)
+        priming = self._recipe.teacher.priming if self.form.primes else "none"
+        asked = primed(text, priming, self._recipe.task.choices is not None)
         messages = [{"role": "system", "content": self.system}, {"role": "user", "content": asked}]
         return self._request("answer", messages, self._recipe.teacher.max_tokens)
 

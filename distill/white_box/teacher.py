@@ -93,7 +93,8 @@ def teacher_prompt(recipe: Recipe, task: Task, tokenizer: Any, text: str, suffix
         text: filled, and not cut yet: it is cut as for the student, before anything is put to it.
         suffix: what the student's prompt of this branch ends with.
     """
-    question, section = primed(task.cut(tokenizer, text), recipe.teacher.priming), recipe.train.white_box
+    question = primed(task.cut(tokenizer, text), recipe.teacher.priming, task.choices is not None)
+    section = recipe.train.white_box
     if section is not None and section.context == "instruction":
         listing = [f"{label.name}: {label.description}".removesuffix(": ") for label in task.labels]
         question = "\n".join([task.instruction, *listing, "", question])

@@ -18,11 +18,12 @@ from edgestill.runtime.task import load_tokenizer
 
 
 def probe_texts(student: Path, dev: Sequence[str]) -> list[str]:
-    """Every row of a run, development and test, and the tokenizer's own special tokens, alone and inside a text."""
+    """Every row that a run has an answer to, and the tokenizer's own special tokens, alone and inside a text."""
     data = json.loads((student / "tokenizer.json").read_text(encoding="utf-8"))
     special = [added["content"] for added in data.get("added_tokens", [])][:64]
-    test = [row["text"] for row in manifest.read_jsonl(student / "test.jsonl")]
-    return [*dev, *test, *special, *(f"a{token}b {token} c" for token in special)]
+    files = [student / name for name in ("test.jsonl", "train.jsonl")]  # who brings a model has trained elsewhere
+    others = [row["text"] for path in files if path.exists() for row in manifest.read_jsonl(path)]
+    return [*dev, *others, *special, *(f"a{token}b {token} c" for token in special)]
 
 
 def token_gates(build: Build, probes: Sequence[str]) -> list[Gate]:

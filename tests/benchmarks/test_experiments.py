@@ -77,6 +77,22 @@ def test_no_difference_on_any_row_leaves_room_for_rows_that_nobody_saw() -> None
     assert mean_difference(drawn([[0] * 50, [0] * 50])) == Estimate(0.0, -unseen_share(50), unseen_share(50))
 
 
+def test_no_interval_of_several_seeds_is_without_width() -> None:
+    opposite = pooled(drawn([[1, *[0] * 49], [-1, *[0] * 49]]))
+    assert opposite.value == 0
+    assert 0.02 < opposite.high < 0.4, "t of one freedom"
+    apart = {i: {f"{i}-{j}": float(j < 17) for j in range(20)} for i in range(2)}
+    assert pooled(apart).high > 0.95 > pooled(apart).value == 0.85
+
+
+def test_a_row_that_one_seed_lacks_changes_little() -> None:
+    rng = np.random.default_rng(3)
+    whole = drawn((rng.random((3, 300)) < 0.7).astype(float))
+    lacking = {seed: {one: v for one, v in rows.items() if (seed, one) != (0, "5")} for seed, rows in whole.items()}
+    a, b = pooled(whole), pooled(lacking)
+    assert b.high - b.low == pytest.approx(a.high - a.low, rel=0.1)
+
+
 def test_shares_stay_between_none_and_all() -> None:
     found = mean_right(drawn([[1] * 20, [1] * 19 + [0], [1] * 12 + [0] * 8]))
     assert found.high == 1.0

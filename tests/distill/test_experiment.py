@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from edgestill.distill.dataset import row_id
 from edgestill.distill.experiment.places import input_hashes
 from edgestill.distill.experiment.run import ExperimentRun, open_experiment
-from edgestill.distill.recipe import read_recipe
+from edgestill.distill.recipe import check_recipe, read_recipe
 from edgestill.distill.section_file import read_mapping
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError, UsageError
@@ -83,6 +83,22 @@ def test_another_strategy_leaves_no_key_of_the_recipes_own(tiny_encoder_recipe: 
     run = opened(tiny_encoder_recipe, every_arm={"select": select}, arms=arms, control=False)
     assert arm_of(run, "more").sections["select"] == {**select, "rows": 15}
     assert arm_of(run, "others").sections["select"] == {"strategy": "random", "rows": 9}
+
+
+def test_dotted_keys_mean_the_same_in_any_order(tiny_encoder_recipe: Path) -> None:
+    dotted = {"select.rows": 12, "select.rounds": 3, "select.strategy": "entropy"}
+    arms = {"a": dotted, "b": {**dict(reversed(dotted.items())), "train.epochs": 3}}
+    run = opened(tiny_encoder_recipe, arms=arms, control=False)
+    wanted = {"strategy": "entropy", "rows": 12, "rounds": 3}
+    assert [arm_of(run, name).sections["select"] for name in "ab"] == [wanted, wanted]
+
+
+def test_what_changes_no_figure_measures_no_cell_again(finished: ExperimentRun) -> None:
+    sections: Text = {"arms": {"all": None}, "seeds": [3], "gold_of_pool": "gold.jsonl"}
+    for overrides, stands in (({"budget.requests": 999, "teacher.concurrency": 3}, True), ({"train.epochs": 3}, False)):
+        again = open_experiment(write(finished.recipe_path, "capped", every_arm=overrides, **sections), finished.out)
+        (cell,) = again.cells()
+        assert (again.finished(cell) is not None) == stands
 
 
 @pytest.mark.parametrize(
@@ -190,8 +206,11 @@ def test_of_several_students_the_first_is_measured_and_keeps_no_seed_of_its_own(
     lines = [both if line.startswith("student:") else line for line in text.splitlines()]
     path = tiny_encoder_recipe.with_name("several.yaml")
     path.write_text("\n".join(lines), encoding="utf-8")
-    student = opened(path, arms={"all": None}).arms[0].sections["student"]
-    assert (student["name"], student["train"]) == ("x", {"epochs": 3})
+    both_arms = opened(path, arms={"all": None, "longer": {"train.epochs": 8}}).arms
+    assert [arm.sections["student"]["name"] for arm in both_arms] == ["x", "x"]
+    recipes = [check_recipe(arm.sections, arm.name) for arm in both_arms]
+    assert [recipe.alone(recipe.students[0]).train.epochs for recipe in recipes] == [3, 8], "the arm has the last word"
+    assert all("seed" not in arm.sections["train"] for arm in both_arms)
 
 
 @pytest.fixture(scope="module")
@@ -302,12 +321,44 @@ def test_only_names_an_arm(finished: ExperimentRun) -> None:
         finished.cells(["most"])
 
 
-def asked_for(*arguments: object) -> Any:
+def told(*arguments: object, catch: bool = False) -> Any:
     app = typer.Typer()
     app.command()(experiment)
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=catch)
+
+
+def asked_for(*arguments: object) -> Any:
+    done = told(*arguments)
     assert done.exit_code == 0
     return done
+
+
+def test_an_arm_that_fails_leaves_the_others_and_the_table(tiny_encoder_recipe: Path, tmp_path: Path) -> None:
+    arms = {"gated": {"select": {"strategy": "llkd"}}, "some": {"select": {"strategy": "random", "rows": 20}}}
+    path = write(tiny_encoder_recipe, "failing", arms=arms, seeds=[3], control=False)
+    answers = tiny_encoder_recipe.parent / "teacher.jsonl"
+    before = answers.read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in before.splitlines()]
+    try:  # answers that tell no probabilities, which is seen when the training begins
+        bare = [{key: row[key] for key in row if key != "probabilities"} for row in rows]
+        answers.write_text("".join(json.dumps(row) + "\n" for row in bare), encoding="utf-8")
+        done = told(path, "--out", tmp_path / "out", catch=True)
+    finally:
+        answers.write_text(before, encoding="utf-8")
+    assert isinstance(done.exception, EdgestillError)
+    assert str(done.exception).startswith("1 of 2 cells failed; gated 3: ")
+    assert "some" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+
+
+def test_gold_that_belongs_to_no_row_is_refused_before_training(tiny_encoder_recipe: Path, tmp_path: Path) -> None:
+    gold = tmp_path / "gold.jsonl"
+    gold.write_text('{"text": "nothing of the kind", "label": "green"}\n', encoding="utf-8")
+    run = open_experiment(
+        write(tiny_encoder_recipe, "strange", arms={"a": None}, seeds=[3], gold_of_pool=str(gold)), tmp_path / "out"
+    )
+    with pytest.raises(EdgestillError, match="none of its 1 texts is a row's"):
+        run.run(run.cells()[0])
+    assert not list((tmp_path / "out").rglob("training.json"))
 
 
 def test_the_verb_runs_nothing_twice_and_ends_with_what_to_do_next(finished: ExperimentRun) -> None:

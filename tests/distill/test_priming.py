@@ -47,9 +47,9 @@ def asked(recipe: Recipe, folder: Path) -> list[Any]:
     return accepted(folder, "train")
 
 
-@given(st.text(), st.sampled_from(STRATEGIES))
-def test_the_question_can_be_had_back(text: str, priming: str) -> None:
-    whole = primed(text, priming)
+@given(st.text(), st.sampled_from(STRATEGIES), st.booleans())
+def test_the_question_can_be_had_back(text: str, priming: str, has_choices: bool) -> None:
+    whole = primed(text, priming, has_choices)
     assert text in whole
     assert (whole == text) == (priming == "none")
     assert unprimed(whole, priming) == text
@@ -126,4 +126,4 @@ def test_a_repair_shows_the_primed_question_again() -> None:
     first = prompter.first("half of 90?")
     repair = prompter.repair(first, "no idea", "it is empty", "half of 90?")
     assert repair.body["messages"][1] == first.body["messages"][1]
-    assert repair.body["messages"][1]["content"] == "half of 90?" + AFTER["confidence"]
+    assert repair.body["messages"][1]["content"] == primed("half of 90?", "confidence")

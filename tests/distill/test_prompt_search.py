@@ -473,3 +473,10 @@ def test_a_task_that_writes_its_answer_is_searched_too(bench: Bench, server: Scr
     assert found.instruction == "Add carefully"
     few_shot = found.held_out["few_shot"].instruction
     assert re.search(r'Answer: \{"answer": "\d+"\}', few_shot)
+
+
+@pytest.mark.parametrize("said", ["I'm sorry, but I can't help with that.", '{"instructions": "X"}', "Say red."])
+def test_only_an_instruction_in_its_object_is_one(said: str) -> None:
+    form = NewInstruction(a_recipe().task)
+    assert form.read(said, "").label is None
+    assert form.read('Here: {"instruction": " Say  red. "}', "").label == "Say red."

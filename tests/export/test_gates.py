@@ -340,6 +340,14 @@ def test_special_tokens_in_a_text_stay_text(built: Built) -> None:
     assert failed(token_gates(built.build, texts)) == []
 
 
+def test_every_row_of_a_run_is_probed(built: Built, tmp_path: Path) -> None:
+    shutil.copy(built.build.student / "tokenizer.json", tmp_path)
+    texts = {"test.jsonl": "tested", "train.jsonl": "learnt"}
+    for name, text in texts.items():
+        manifest.write_jsonl(tmp_path / name, [{"id": "1", "text": text}])
+    assert {"x", "tested", "learnt"} <= set(probe_texts(tmp_path, ["x"]))
+
+
 def test_a_changed_template_is_found(built: Built, tmp_path: Path) -> None:
     other = elsewhere(built, tmp_path)
     gguf = built.path("gguf")

@@ -88,3 +88,14 @@ def test_another_task_is_refused(encoder_bundle: Path) -> None:
 def test_options_of_loading_beside_a_loaded_student_are_refused(ours: Any) -> None:
     with pytest.raises(UsageError, match=r"options \['engine', 'threads'\] beside a loaded student - give them"):
         pipeline("text-classification", ours.student, threads=4, engine="gguf")
+
+
+def test_options_of_transformers_without_effect_are_taken_and_others_refused(ours: Any, encoder_bundle: Path) -> None:
+    passed = {"device": -1, "batch_size": 8, "truncation": True}
+    given = pipeline("text-classification", encoder_bundle, threads=1, torch_dtype="auto", **passed)
+    assert given(TEXTS, **passed) == ours(TEXTS)
+    for options in ({"max_length": 8}, {"device": 0}, {"device": "cuda:0"}):
+        with pytest.raises(UsageError, match=next(iter(options))):
+            pipeline("text-classification", encoder_bundle, **options)
+    with pytest.raises(UsageError, match="function_to_apply"):
+        ours(TEXTS, function_to_apply="sigmoid")

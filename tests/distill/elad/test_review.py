@@ -41,6 +41,7 @@ WRONG_AT_2 = [
     an_object(verdicts={"1": "correct", "2": "wrong", "3": "wrong"}),
     an_object(verdicts=["CORRECT", "WRONG", "CORRECT"]),
     an_object(revised_steps="it is a frog\n"),
+    an_object(revised_steps=[{"step": 2, "text": "it is a frog"}], first_error=2.0),
     an_object(answer=" Green "),
     {"review": an_object()},
     {"first_error_step": 2, "corrected_steps": ["it is a frog"], "label": "green", "verdicts": ["no error", "wrong"]},
@@ -67,6 +68,8 @@ NO_ERROR = [
     an_object(verdicts="absent", first_error="none", revised_steps="absent"),
     an_object(verdicts=["correct", "right", "ok"], first_error="absent"),
     "Step 1: correct\nStep 2: correct\nStep 3: correct\nFirst error: none\nAnswer: green",
+    an_object(verdicts=["CORRECT"] * 3, first_error=0, revised_steps=[]),
+    an_object(verdicts=["correct", "error-free", "ok"], first_error=-1, revised_steps=[]),
 ]
 
 

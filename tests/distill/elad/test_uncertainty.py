@@ -130,7 +130,7 @@ def test_what_is_drawn_follows_the_seed_and_not_the_batch_and_a_cold_student_rep
     alone = [hot._write([(text, "")], [seed])[0] for seed in (1, 2)]
     assert alone[0] != alone[1]
     assert hot._write([("ruby", ""), (text, ""), (text, "")], [2, 1, 2])[1:] == alone
-    assert cold._write([(text, "")], [1]) == [cold.explain([text])[0][0]]
+    assert cold._write([(text, "")], [1]) == cold._write([(text, "")], None)
     assert len(set(cold.sampled_answers([(text, "I see a moss.")] * 3, [1, 2, 3]))) == 1
 
 
@@ -158,6 +158,8 @@ def test_who_writes_reason_and_answer_as_one_text_is_read_in_two_parts(author: A
     (explanation, answer), (_, other) = explainer.explain(texts)
     assert explanation.startswith("I see a")
     assert "Answer:" not in explanation
+    ((short, _), _) = Explainer(author, 9, 0.7).explain(texts)
+    assert short == "" or (short.endswith(".") and explanation.startswith(short)), "no step is half of one"
     assert {answer, other} <= {"red", "green"}
     assert (explainer.texts, explainer.forced) == (2, 0)  # the answer came with the reason
     places = [(texts[0], prefix) for prefix in prefixes(explanation)]

@@ -192,6 +192,23 @@ def test_after_a_stop_the_same_rows_are_asked_about_as_without(stops_after: int)
     assert len(again.trained_on) == 3 - len(stopped.choices)  # what was chosen is not chosen again
 
 
+def test_where_the_endpoint_fails_nothing_more_is_chosen_and_the_next_run_goes_on() -> None:
+    strategy, whole, down = Entropy(rows=20, first_rows=8, rounds=3), Run(POOL), Run(POOL)
+
+    def ask(rows: Sequence[Row], form: Form | None = None) -> dict[str, Annotation | Rejection | None]:
+        if down.choices[1:]:
+            return {row.id: Rejection(row.id, "endpoint_error", "500", "") for row in rows}
+        return Run.ask(down, rows, form)
+
+    whole.by(strategy)
+    down.ask = ask  # type: ignore[method-assign]
+    down.by(strategy)
+    assert len(down.choices) == 2, "the third would have been made of what the second knew"
+    again = Run(POOL)
+    again.kept = down.choices
+    assert again.by(strategy).asked == whole.asked
+
+
 SHORTEST: dict[str, Any] = {
     "name": "short",
     "task": {"instruction": "Which?", "labels": LABELS},
@@ -209,6 +226,7 @@ SHORTEST: dict[str, Any] = {
         ({"strategy": "margin", "rows": 9, "rounds": 1}, "there is no other"),
         ({"strategy": "random", "rows": 9, "first_rows": 10}, "^first_rows is 10, but rows is 9"),
         ({"strategy": "entropy", "rows": 9, "row": 9}, "^row is unknown"),
+        ({"strategy": ["random", "entropy"]}, "is not known; known: all"),
         ({"strategy": "entropi", "rows": 9}, "'entropi' is not known; known: all"),
         ("entropy", "wanted a section such as"),
     ],
@@ -225,7 +243,9 @@ def test_a_task_that_generates_is_for_strategies_without_probabilities(name: str
     if possible:
         assert Recipe.model_validate(data).select.strategy == name
     else:
-        with pytest.raises(ValueError, match=r"strategy margin ranks by label probabilities.* write strategy: k"):
+        with pytest.raises(
+            ValueError, match=r"strategy margin ranks by label probabilities.* write strategy: random, k"
+        ):
             Recipe.model_validate(data)
 
 
