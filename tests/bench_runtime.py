@@ -200,6 +200,12 @@ def ratio(turns: dict[str, Turn], others: tuple[str, ...], best: str, clock: str
     return min(t for t in found if t) / mine if found and mine else None
 
 
+def least(found: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Of several bundles the lowest of each ratio; None where one is not known."""
+    each = {key: [one["ratios"][key] for one in found.values()] for key in OTHERS}
+    return {key: None if None in values else min(values) for key, values in each.items()}
+
+
 def share(a: list[Any], b: list[Any]) -> float:
     """Of places with the same entry."""
     return sum(x == y for x, y in zip(a, b, strict=True)) / len(a)
@@ -234,7 +240,7 @@ def main() -> None:
             print(f"{key} answers otherwise than ours on more than {1 - MIN_EQUAL:.0%} of the rows")
         equal = equal and not low
         last[name] = found
-    print(json.dumps(last if len(last) > 1 else found))
+    print(json.dumps(last | {"ratios": least(last)} if len(last) > 1 else found))
     sys.exit(0 if equal else 2)
 
 

@@ -31,6 +31,7 @@ from edgestill.distill.student.train import train_student
 from edgestill.runtime.device import describe_device, package_versions, peak_rss_bytes, usable_cores
 from edgestill.runtime.task import Task, load_tokenizer
 
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "train" / "bench-train.json"
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets")
 DTYPE = str(compute_dtype()).removeprefix("torch.")
 RANK, ALPHA = 16, 32
@@ -276,7 +277,7 @@ def main(sizes: argparse.Namespace) -> None:
     cases = [Case("example", *size, batch=4, rate=2e-3), Case("svamp", *size, batch=8, rate=1e-3)]
     with tempfile.TemporaryDirectory() as folder:
         results = {case.workload: compare(case, sizes.repeats, Path(folder)) for case in cases}
-    print(json.dumps({
+    found = {
         "ratio": min(result["ratio"] for result in results.values()),
         "peak_share": min(result["peak_share"] for result in results.values()),
         "same_loss": all(result["same_loss"] for result in results.values()),
@@ -291,7 +292,10 @@ def main(sizes: argparse.Namespace) -> None:
             "seed": SEED, "lora": {"r": RANK, "alpha": ALPHA}, "versions": package_versions(PACKAGES),
             "device": dataclasses.asdict(describe_device()),
         },
-    }))  # fmt: skip
+    }  # fmt: skip
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from edgestill.runtime.device import usable_cores
 from edgestill.runtime.errors import EdgestillError, UsageError
 from edgestill.runtime.task import load_tokenizer
 
-LAYOUT_VERSION = 1  # part of the cache keys: raise it when the files or the ranking below change
+LAYOUT_VERSION = 2  # part of the cache keys: raise it when the files or the ranking below change
 KEEPS = ("even", "importance")
 MAX_TEXT_TOKENS, BATCH_TEXTS = 512, 16
 SPECIAL_POSITIONS = 2  # rows of RoBERTa's position table that no token may use
@@ -165,7 +165,7 @@ def _build(base: Base, kept: tuple[int, ...], folder: Path) -> str:
     """Write all but base.json, give the weights' SHA-256; what can be refused is refused before the first byte."""
     source, config = Path(base.folder), read_config(base)
     tensors = _renumbered(_stored_tensors(source), kept, config["num_hidden_layers"], base.spec)
-    config = _cut_config(config, kept, base.spec)
+    config = _cut_config(_with_layer_types(config), kept, base.spec)
     try:
         for name in _copied_files(source):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -176,6 +176,16 @@ def _build(base: Base, kept: tuple[int, ...], folder: Path) -> str:
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise manifest.disk_error(folder, error) from error
+
+
+def _with_layer_types(config: dict[str, Any]) -> dict[str, Any]:
+    """Which layers see a window only, written out where a rule counts them: a cut layer stays what it was."""
+    if config.get("sliding_window") is None or config.get("layer_types"):
+        return config
+    from transformers import AutoConfig
+
+    kinds = getattr(AutoConfig.for_model(**config), "layer_types", None)
+    return {**config, "layer_types": list(kinds)} if kinds else config
 
 
 def _cut_config(config: dict[str, Any], kept: tuple[int, ...], spec: str) -> dict[str, Any]:

@@ -162,6 +162,14 @@ def test_lists_with_an_entry_a_layer_are_cut_alike(llama: Path) -> None:
     assert found == config | {"layer_types": list("adf"), "no_rope_layers": [1, 1, 0], "num_hidden_layers": 3}
 
 
+def test_a_layer_that_sees_everything_still_does_where_a_rule_counts_the_layers(llama: Path) -> None:
+    path = llama / "config.json"
+    config = json.loads(path.read_text("utf-8")) | {"model_type": "gemma3_text", "sliding_window": 16}
+    path.write_text(json.dumps({key: value for key, value in config.items() if key != "layer_types"}), encoding="utf-8")
+    found = json.loads((Path(cut(llama, 3).folder) / "config.json").read_text("utf-8"))
+    assert found["layer_types"] == ["sliding_attention", "sliding_attention", "full_attention"]
+
+
 def test_without_two_layers_that_do_nothing_the_logits_are_the_same(llama: Path) -> None:
     student = cut(rest(llama, 1, 4), 4, "importance")
     assert kept_of(student) == [0, 2, 3, 5]
