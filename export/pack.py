@@ -8,7 +8,9 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,7 +189,7 @@ def _manifest(
     files = sorted(p for p in build.folder.rglob("*") if p.is_file() and p.name != MANIFEST_NAME)
     return Bundle(
         name=build.run.name,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=_now().isoformat(timespec="seconds"),
         license_note=build.run.teacher["license_note"] or "",
         base={k: v for k, v in build.run.base.items() if k != "folder"},
         teacher=build.run.teacher,
@@ -220,3 +222,10 @@ def _chain(run: StudentRun, student: Path, export: dict[str, Any]) -> dict[str, 
         "export_sha256": manifest.sha256_json([EXPORT_VERSION, {**export, "artifacts": list(export["artifacts"])}]),
         "base_sha256": run.base["weights_sha256"],
     }
+
+
+def _now() -> datetime.datetime:
+    """The time of a build, or the one that builds for bit-equal results are told (reproducible-builds.org)."""
+    told = os.environ.get("SOURCE_DATE_EPOCH", "")
+    seconds = int(told) if told.isdigit() else time.time()
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)

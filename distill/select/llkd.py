@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class LLKD(GatedSelection):
-    """Both signals; the keys of `GatedSelection` and three more.
+    """Both signals; the keys of `GatedSelection` and those below.
 
     `teacher_class` is what lowers the teacher's threshold for a class: `share`, its mean probability, as in FreeMatch,
     or `confidence`, the mean confidence of its own rows. `lazy` asks about rows when the student wants them, at most
-    `rows` of them, in `lazy_epochs` passes over the pool.
+    `rows` of them, in `lazy_epochs` passes over the pool; without `gate_training` the student that ships then learns
+    from all of them alike.
     """
 
     strategy: Literal["llkd"] = "llkd"
@@ -32,6 +33,7 @@ class LLKD(GatedSelection):
     lazy: bool = False
     rows: Annotated[int, Field(ge=1)] | None = None
     lazy_epochs: Annotated[float, Field(gt=0)] = 1
+    gate_training: bool = True
 
     @model_validator(mode="after")
     def _rows_are_asked_lazily(self) -> "LLKD":
@@ -41,6 +43,8 @@ class LLKD(GatedSelection):
             )
         if self.lazy_epochs != 1 and not self.lazy:
             raise ValueError("lazy_epochs is of the lazy pass, but lazy is false; add lazy: true")
+        if not self.gate_training and not self.lazy:
+            raise ValueError("gate_training is false, but without lazy: true nothing else is gated; add lazy: true")
         return self
 
     @property
@@ -75,7 +79,7 @@ class LLKD(GatedSelection):
             return
         from edgestill.distill.student.lazy import learn_while_asking
 
-        gate = self.gate(list(work.task.labels))
+        gate = self._gate(list(work.task.labels))
         gate.check([answer for _, answer in work.dev])  # before a training row is paid for
         work.tell("learning while asking")
         student = work.train(work.known)
@@ -83,8 +87,11 @@ class LLKD(GatedSelection):
         if done.is_whole:
             work.choose(lambda: Choice(done.row_ids, done.facts))
 
-    def gate(self, labels: Sequence[str]) -> "TwoSignalGate":
+    def gate(self, labels: Sequence[str]) -> "TwoSignalGate | None":
         """See `Selection`."""
+        return self._gate(labels) if self.gate_training else None
+
+    def _gate(self, labels: Sequence[str]) -> "TwoSignalGate":
         from edgestill.distill.select.moving_gate import TwoSignalGate
 
         return TwoSignalGate(labels, self, self.teacher_class)

@@ -244,6 +244,7 @@ def test_a_teacher_without_probabilities_is_refused_in_one_line() -> None:
     [
         ({"strategy": "llkd", "rows": 5}, "add lazy: true"),
         ({"strategy": "llkd", "lazy_epochs": 2.0}, "add lazy: true"),
+        ({"strategy": "llkd", "gate_training": False}, "add lazy: true"),
         ({"strategy": "llkd", "decay": 1.0}, "decay"),
         ({"strategy": "teacher_confidence", "lazy": True}, "lazy"),
     ],
@@ -488,6 +489,12 @@ def test_the_gate_is_the_strategys_own() -> None:
     assert isinstance(LLKD().gate(names(2)), TwoSignalGate)
     assert list(ByTeacherConfidence().gate(names(2)).facts()["thresholds"]) == ["teacher"]
     assert list(ByStudentUncertainty().gate(names(2)).facts()["thresholds"]) == ["student"]
+
+
+def test_the_rows_that_were_asked_lazily_may_all_be_learnt_from() -> None:
+    assert LLKD(lazy=True).gate(names(2)) is not None
+    assert LLKD(lazy=True, gate_training=False).gate(names(2)) is None
+    assert LLKD(lazy=True, gate_training=False)._gate(names(2)) is not None, "the pass itself is gated all the same"
 
 
 @pytest.mark.parametrize("lazy", [False, True])

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +254,24 @@ def _replace(path: Path, name: str, change: Any) -> None:
     value = np.ascontiguousarray(change(numpy_helper.to_array(tensor)))
     tensor.CopyFrom(numpy_helper.from_array(value, name))
     onnx.save_model(model, str(path))
+
+
+def test_another_process_writes_the_same_bundle(
+    minilm_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    first = tmp_path / "first"
+    bundle, _ = run_export(minilm_run[0], export_section("q4_0"), first, silent)
+    assert bundle.created == "2023-11-14T22:13:20+00:00"
+    script = (
+        "import sys; from pathlib import Path; from encoder_runs import export_section, silent\n"
+        "from edgestill.export.pack import run_export\n"
+        "run_export(Path(sys.argv[1]), export_section('q4_0'), Path(sys.argv[2]), silent)"
+    )
+    tests = str(Path(__file__).resolve().parent.parent)
+    command = [sys.executable, "-c", script, str(minilm_run[0]), str(tmp_path / "bundle")]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": tests})
+    files = {path.relative_to(first) for path in first.rglob("*") if path.is_file()}
+    assert files == {p.relative_to(tmp_path / "bundle") for p in (tmp_path / "bundle").rglob("*") if p.is_file()}
+    other = [name for name in files if (first / name).read_bytes() != (tmp_path / "bundle" / name).read_bytes()]
+    assert other == []
