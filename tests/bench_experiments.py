@@ -41,6 +41,7 @@ LLKD_ARMS: dict[str, Any] = {
     "all": {},
     "llkd": {"select": {"strategy": "llkd"}},
     "llkd-lazy": {"select": {"strategy": "llkd", "lazy": True, "rows": MOST_ASKED}},
+    "llkd-lazy-gated": {"select": {"strategy": "llkd", "lazy": True, "rows": MOST_ASKED, "gate_training": True}},
     "teacher_confidence": {"select": {"strategy": "teacher_confidence"}},
     "student_uncertainty": {"select": {"strategy": "student_uncertainty"}},
 }

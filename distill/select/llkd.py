@@ -24,8 +24,8 @@ class LLKD(GatedSelection):
 
     `teacher_class` is what lowers the teacher's threshold for a class: `share`, its mean probability, as in FreeMatch,
     or `confidence`, the mean confidence of its own rows. `lazy` asks about rows when the student wants them, at most
-    `rows` of them, in `lazy_epochs` passes over the pool; without `gate_training` the student that ships then learns
-    from all of them alike.
+    `rows` of them, in `lazy_epochs` passes over the pool; the student that ships then learns from all of them alike, or
+    with `gate_training` through the gate again.
     """
 
     strategy: Literal["llkd"] = "llkd"
@@ -33,7 +33,7 @@ class LLKD(GatedSelection):
     lazy: bool = False
     rows: Annotated[int, Field(ge=1)] | None = None
     lazy_epochs: Annotated[float, Field(gt=0)] = 1
-    gate_training: bool = True
+    gate_training: bool = False
 
     @model_validator(mode="after")
     def _rows_are_asked_lazily(self) -> "LLKD":
@@ -43,8 +43,8 @@ class LLKD(GatedSelection):
             )
         if self.lazy_epochs != 1 and not self.lazy:
             raise ValueError("lazy_epochs is of the lazy pass, but lazy is false; add lazy: true")
-        if not self.gate_training and not self.lazy:
-            raise ValueError("gate_training is false, but without lazy: true nothing else is gated; add lazy: true")
+        if self.gate_training and not self.lazy:
+            raise ValueError("gate_training is of the lazy pass: plain LLKD gates the training anyway; add lazy: true")
         return self
 
     @property
@@ -89,7 +89,7 @@ class LLKD(GatedSelection):
 
     def gate(self, labels: Sequence[str]) -> "TwoSignalGate | None":
         """See `Selection`."""
-        return self._gate(labels) if self.gate_training else None
+        return self._gate(labels) if self.gate_training or not self.lazy else None
 
     def _gate(self, labels: Sequence[str]) -> "TwoSignalGate":
         from edgestill.distill.select.moving_gate import TwoSignalGate

@@ -244,7 +244,7 @@ def test_a_teacher_without_probabilities_is_refused_in_one_line() -> None:
     [
         ({"strategy": "llkd", "rows": 5}, "add lazy: true"),
         ({"strategy": "llkd", "lazy_epochs": 2.0}, "add lazy: true"),
-        ({"strategy": "llkd", "gate_training": False}, "add lazy: true"),
+        ({"strategy": "llkd", "gate_training": True}, "add lazy: true"),
         ({"strategy": "llkd", "decay": 1.0}, "decay"),
         ({"strategy": "teacher_confidence", "lazy": True}, "lazy"),
     ],
@@ -492,9 +492,10 @@ def test_the_gate_is_the_strategys_own() -> None:
 
 
 def test_the_rows_that_were_asked_lazily_may_all_be_learnt_from() -> None:
-    assert LLKD(lazy=True).gate(names(2)) is not None
-    assert LLKD(lazy=True, gate_training=False).gate(names(2)) is None
-    assert LLKD(lazy=True, gate_training=False)._gate(names(2)) is not None, "the pass itself is gated all the same"
+    assert LLKD().gate(names(2)) is not None
+    assert LLKD(lazy=True).gate(names(2)) is None
+    assert LLKD(lazy=True)._gate(names(2)) is not None, "the pass itself is gated all the same"
+    assert LLKD(lazy=True, gate_training=True).gate(names(2)) is not None
 
 
 @pytest.mark.parametrize("lazy", [False, True])
@@ -504,7 +505,8 @@ def test_annotate_and_train_go_through_the_gate(tiny_recipe: Path, tiny_encoder:
     )
     text = text.replace("learning_rate: 0.01", "learning_rate: 0.003, quantize_aware: false")
     text += "bench: {against: [teacher]}\n"
-    tiny_recipe.write_text(text + f"select: {{strategy: llkd, lazy: {str(lazy).lower()}}}\n", encoding="utf-8")
+    select = "select: {strategy: llkd" + (", lazy: true, gate_training: true}" if lazy else "}")
+    tiny_recipe.write_text(text + select + "\n", encoding="utf-8")
     out = tiny_recipe.parent / "run"
     if lazy:
         assert "answers have none" in cli("annotate", tiny_recipe, "--out", out).stderr
