@@ -4,16 +4,14 @@ Tensors are moved as bytes and not computed with; torch runs only where layers a
 """
 
 import dataclasses
-import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgestill.distill.base import PACKAGE_PREFIX, Base, cache_folder, read_config
+from edgestill.distill.student.stored_tensors import WEIGHTS_NAME, Stored, stored_tensors, write_tensors
 from edgestill.runtime import manifest
 from edgestill.runtime.device import usable_cores
 from edgestill.runtime.errors import EdgestillError, UsageError
@@ -25,7 +23,6 @@ MAX_TEXT_TOKENS, BATCH_TEXTS = 512, 16
 SPECIAL_POSITIONS = 2  # rows of RoBERTa's position table that no token may use
 
 LAYER_NAME = re.compile(r"^((?:.*?\.)?layers?\.)(\d+)(\..+)$")  # stack, number, the layer's own tensor
-WEIGHTS_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 COPIED = ("*", "[0-9]_*/*")  # the folder's own files and those of sentence-transformers' modules, as 1_Pooling
 WRITTEN_NAMES = ("config.json", "base.json")
 # Weights of all layers, in whatever format: a cut folder that held them would contradict itself.
@@ -40,17 +37,6 @@ class Influence:
     texts: int
     tokens: int
     schema: str = "edgestill-influence/1"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """Where a tensor lies in a safetensors file; `dtype` and `shape` are the header's own."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset_bytes: int
-    size_bytes: int
 
 
 def cut_base(base: Base, layers: int, keep: str, texts: Sequence[str]) -> Base:
@@ -164,13 +150,13 @@ def _copied_files(source: Path) -> list[Path]:
 def _build(base: Base, kept: tuple[int, ...], folder: Path) -> str:
     """Write all but base.json, give the weights' SHA-256; what can be refused is refused before the first byte."""
     source, config = Path(base.folder), read_config(base)
-    tensors = _renumbered(_stored_tensors(source), kept, config["num_hidden_layers"], base.spec)
+    tensors = _renumbered(stored_tensors(source), kept, config["num_hidden_layers"], base.spec)
     config = _cut_config(_with_layer_types(config), kept, base.spec)
     try:
         for name in _copied_files(source):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
-        _write_tensors(tensors, folder / WEIGHTS_NAME)
+        write_tensors(tensors, folder / WEIGHTS_NAME)
         manifest.write_json(folder / "config.json", config)
         return manifest.sha256_file(folder / WEIGHTS_NAME)
     except OSError as error:
@@ -203,7 +189,7 @@ def _cut_config(config: dict[str, Any], kept: tuple[int, ...], spec: str) -> dic
     return {**cut, "num_hidden_layers": len(kept)}
 
 
-def _renumbered(tensors: dict[str, _Stored], kept: tuple[int, ...], total: int, spec: str) -> dict[str, _Stored]:
+def _renumbered(tensors: dict[str, Stored], kept: tuple[int, ...], total: int, spec: str) -> dict[str, Stored]:
     """Tensors by their new names: the kept layers counted from 0, and everything that belongs to no layer."""
     layered = {name: match for name in tensors if (match := LAYER_NAME.match(name))}
     stacks = sorted({match[1] for match in layered.values()})
@@ -221,53 +207,6 @@ def _renumbered(tensors: dict[str, _Stored], kept: tuple[int, ...], total: int, 
         if int(match[2]) in places
     }
     return outside | inside
-
-
-def _stored_tensors(folder: Path) -> dict[str, _Stored]:
-    """All tensors of a folder by name, out of the files that transformers would load."""
-    names = {WEIGHTS_NAME}
-    if not (folder / WEIGHTS_NAME).is_file() and (folder / INDEX_NAME).is_file():
-        names = set(json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"].values())
-    tensors: dict[str, _Stored] = {}
-    for name in sorted(names):
-        tensors |= _read_header(folder / name)
-    return tensors
-
-
-def _read_header(path: Path) -> dict[str, _Stored]:
-    """What a safetensors file holds (https://huggingface.co/docs/safetensors, Format)."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "numpy"), path.open("rb") as file:  # safe_open checks the header against the file's size
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (OSError, SafetensorError) as error:
-        raise EdgestillError(f"student.base: {path} cannot be read: {error}", "save or fetch the model again") from None
-    return {
-        name: _Stored(path, facts["dtype"], tuple(facts["shape"]), 8 + length + start, end - start)
-        for name, facts in header.items()
-        if name != "__metadata__"
-        for start, end in [facts["data_offsets"]]
-    }
-
-
-def _write_tensors(tensors: dict[str, _Stored], path: Path) -> None:
-    """One safetensors file, wide types first, so that every tensor is aligned; one tensor in memory at a time."""
-    bits = {name: int((re.search(r"\d+", stored.dtype) or ["8"])[0]) for name, stored in tensors.items()}
-    order = sorted(tensors, key=lambda name: (-bits[name], name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset_bytes = 0
-    for name in order:
-        stored, start = tensors[name], offset_bytes
-        offset_bytes += stored.size_bytes
-        header[name] = {"dtype": stored.dtype, "shape": stored.shape, "data_offsets": [start, offset_bytes]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for stored in (tensors[name] for name in order):
-            file.write(np.memmap(stored.file, np.uint8, "r", stored.offset_bytes, (stored.size_bytes,)).data)
 
 
 def _load_trunk(base: Base) -> Any:
