@@ -69,7 +69,7 @@ def test_a_chain_writes_its_reason_first_and_explains_with_it(writers: dict[str,
 
 def test_a_limit_that_comes_before_the_answer_leaves_none(writers: dict[str, Path]) -> None:
     student = load(writers["chain"], threads=1)
-    student.task = student._outputs = replace(student.task, max_answer_tokens=4)
+    student.task = replace(student.task, max_answer_tokens=4)
     found = student.predict("spider")
     assert (found.label, found.tokens_written) == ("", 4)
 
