@@ -10,7 +10,8 @@ alone, with the reasons as a second task, or as a chain; a chain is for answers 
 elad-legs: rows that a student explains least surely, its own steps reviewed, on reasoning-gym's leg_counting (which has
 to be installed: pip install reasoning-gym); the teacher is a solver, since recorded answers cannot review.
 
-A finished cell is not run again. Results: benchmarks/results/experiments/NAME/. Nothing is chosen by test rows.
+A finished cell is not run again. Results: benchmarks/results/experiments/NAME/. Nothing is chosen by test rows, but for
+the default of llkd's gate_training, which docs/experiments.md says.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,8 @@ ELAD = {"strategy": "elad", "rows": 200, "first_rows": 100, "rounds": 3, "candid
 LEGS_ARMS: dict[str, Any] = {
     "elad": {"select": ELAD},
     "elad-teacher": {"select": {**ELAD, "revision": "teacher"}},
-    # as many of the teacher's tokens as elad took with seed 7
-    "random-as-dear": {"select": {"strategy": "random", "rows": 300}},
+    # more rows than elad asks about, for its reviews are longer: to be compared by tokens
+    "random-more": {"select": {"strategy": "random", "rows": 300}},
 }
 SOLVER_PORT = 18_437  # what is in the cache is known by it
 Rows = list[dict[str, Any]]
@@ -76,6 +78,8 @@ def main() -> None:
     asked = parser.parse_args()
     if "EDGESTILL_DATA" not in os.environ:
         sys.exit("set EDGESTILL_DATA to the folder with emotion/, banking77/, svamp/ and cqa/")
+    if "elad-legs" in asked.only and find_spec("reasoning_gym") is None:
+        sys.exit("elad-legs wants reasoning-gym: pip install reasoning-gym, or name the others with --only")
     until = time.monotonic() + 60 * asked.minutes
     for name in asked.only:
         with ScriptedServer(Solver(), port=SOLVER_PORT) if name == "elad-legs" else nullcontext():
