@@ -15,7 +15,6 @@ from edgestill.distill.dataset import Dataset, Row
 from edgestill.distill.ledger import Answer, Ledger, NotSelected, Tally
 from edgestill.distill.recipe import Recipe
 from edgestill.distill.select.turns import Asked, Fresh, Settled, ask_in_turns, no_student
-from edgestill.distill.student_section import TRAINING_VERSION
 from edgestill.distill.teacher.protocol import Annotation, Rejection, Teacher
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError
@@ -108,7 +107,8 @@ def _chosen_by(recipe: Recipe) -> list[Any]:
         return [recipe.sha256("select")]
     alone = recipe.alone(recipe.students[0])
     train = alone.train.model_copy(update={"quantize_aware": "auto"})  # of what comes after training
-    return [TRAINING_VERSION, alone.model_copy(update={"train": train}).sha256("select", "student", "train")]
+    sections = alone.model_copy(update={"train": train}).sha256("select", "student", "train")
+    return [alone.the_student.training_version, sections]
 
 
 def read_annotations(folder: Path) -> Iterator[tuple[Row, Answer]]:

@@ -19,7 +19,7 @@ from edgestill.distill.recipe import read_recipe, resolve
 from edgestill.distill.run import GRID_FOLDER, StudentRun, clear_run
 from edgestill.distill.run import MANIFEST_NAME as RUN_NAME
 from edgestill.distill.select.open import fresh_student, open_for
-from edgestill.distill.student_section import GRID_VERSION, TRAINING_VERSION
+from edgestill.distill.student_section import GRID_VERSION
 from edgestill.distill.teacher.open import teacher_fingerprint
 from edgestill.distill.teacher.prompt import teacher_prompt
 from edgestill.runtime import manifest
@@ -129,7 +129,8 @@ def _weights_inputs(plan: StudentPlan, ledger: Ledger) -> str:
     base = [manifest.sha256_file(p) for name in COPIED_FILES if (p := Path(plan.base.folder) / name).exists()]
     weights, task = [*base, plan.base.weights_sha256], dataclasses.asdict(plan.task)
     own = [teacher_fingerprint(plan.recipe, plan.recipe_path)] if train.white_box else []  # learnt from, not only asked
-    return manifest.sha256_json([TRAINING_VERSION, sections, ledger.rows_sha256, weights, task, *own])
+    version = plan.recipe.the_student.training_version
+    return manifest.sha256_json([version, sections, ledger.rows_sha256, weights, task, *own])
 
 
 def _grid_inputs(plan: StudentPlan, ledger: Ledger) -> str | None:

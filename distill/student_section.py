@@ -11,7 +11,7 @@ from edgestill.distill.white_box.section import WhiteBoxSection
 
 Kind = Literal["causal", "encoder"]
 # Part of what trained weights depend on: raise it when the same recipe and rows would be learnt from otherwise.
-TRAINING_VERSION = 1
+TRAINING_VERSIONS: dict[Kind, int] = {"causal": 1, "encoder": 2}
 # The same for the weights on the grid: raise it when the same trained weights would be rounded otherwise.
 GRID_VERSION = 3
 # What a recipe that says nothing means, by the kind of the student.
@@ -100,6 +100,11 @@ class StudentSection(Section):
         if self.kind == "causal" and self.tuning == "full":
             raise ValueError("tuning: full is for kind: encoder; a decoder is trained with lora")
         return self
+
+    @property
+    def training_version(self) -> int:
+        """Which version of the training its kind has."""
+        return TRAINING_VERSIONS[self.kind]
 
     @property
     def full_tuning(self) -> bool:

@@ -75,10 +75,16 @@ def finished(data_set: str) -> list[dict[str, Any]]:
 
 
 def current(data_set: str) -> list[dict[str, Any]]:
-    """The lines of today's defaults; the floor has none of its own."""
-    from edgestill.distill.student_section import TRAINING_VERSION
+    """The lines of today's training; the floor has no version."""
+    return [line for line in finished(data_set) if line.get("training_version") == version(line["student"])]
 
-    return [line for line in finished(data_set) if line.get("training_version", TRAINING_VERSION) == TRAINING_VERSION]
+
+def version(student: str) -> int | None:
+    """Which version of the training a student would be trained with today."""
+    from edgestill.distill.student_section import StudentSection
+
+    section = STUDENTS[student]
+    return None if section is None else StudentSection.model_validate(section).training_version
 
 
 def key(line: dict[str, Any]) -> Cell:
@@ -160,7 +166,6 @@ def _student(
     """The product's own training with its defaults; the answers of the weights that it saves."""
     from edgestill.distill.plan import make_plan
     from edgestill.distill.student.train import train_learner
-    from edgestill.distill.student_section import TRAINING_VERSION
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -181,7 +186,7 @@ def _student(
         "learning_rate": settings.learning_rate,
         "batch_rows": settings.batch_rows,
         "trained_parameters": sum(p.numel() for p in loop.parameters),
-        "training_version": TRAINING_VERSION,
+        "training_version": plan.recipe.the_student.training_version,
         "precision": str(learner.dtype).removeprefix("torch."),
     }
 

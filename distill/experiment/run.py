@@ -23,7 +23,6 @@ from edgestill.distill.experiment.places import anchored, gold_of_pool, input_ha
 from edgestill.distill.experiment.section import Experiment, read_experiment
 from edgestill.distill.plan import make_plan
 from edgestill.distill.recipe import check_recipe
-from edgestill.distill.student_section import TRAINING_VERSION
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError, UsageError
 from edgestill.runtime.experiment_files import DONE_NAME, ArmDone, ExperimentCell, ExperimentDone, cell_path
@@ -140,13 +139,12 @@ class ExperimentRun:
 
     def _inputs(self, cell: Cell) -> tuple[str, str]:
         """(hash of the cell's recipe, hash of everything that its figures depend on)."""
-        recipe = check_recipe(self._sections(cell), cell.name).model_dump(mode="json")
+        checked = check_recipe(self._sections(cell), cell.name)
+        recipe, version = checked.model_dump(mode="json"), checked.students[0].training_version
         teacher = {key: value for key, value in recipe["teacher"].items() if key not in UNSEEN_OF_TEACHER}
         seen = {key: recipe[key] for key in recipe if key not in UNSEEN}
         said = manifest.sha256_json(seen | {"teacher": teacher})
-        return said, manifest.sha256_json(
-            [CELL_VERSION, TRAINING_VERSION, said, self.metric, self.hashes[cell.arm.name]]
-        )
+        return said, manifest.sha256_json([CELL_VERSION, version, said, self.metric, self.hashes[cell.arm.name]])
 
 
 def open_experiment(path: Path, out: Path | None = None) -> ExperimentRun:

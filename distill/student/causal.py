@@ -132,6 +132,11 @@ class CausalLearner(CausalRows):
         """The adapter's."""
         return self.trained
 
+    @property
+    def rates(self) -> list[float]:
+        """All alike."""
+        return [1.0] * len(self.parameters)
+
     def loss(self, rows: Sequence[Example], mass: Mass) -> tuple[torch.Tensor, torch.Tensor]:
         """See `objectives.label_rationale_loss`."""
         packed = pack(rows)

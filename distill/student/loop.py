@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -38,6 +37,10 @@ class Learner(Protocol[RowIn]):
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """What is trained, float32."""
+
+    @property
+    def rates(self) -> list[float]:
+        """How fast each of `parameters` learns, as a multiple of the learning rate."""
 
     def tokens(self, row: RowIn) -> int:
         """Token positions that a row takes in a pass."""
@@ -120,13 +123,11 @@ class Training(Generic[Row]):
         rows: Sequence[Row],
         train: TrainSection,
         checkpoint: Checkpoint | None = None,
-        rates: Sequence[float] | None = None,
         sieve: Sieve | None = None,
     ) -> None:
         """`train` has been settled: no None among epochs, learning rate and batch rows.
 
-        `rates` multiply the learning rate, one for each of the learner's parameters; None stands for ones. With a
-        `sieve`, `rows` are what it takes; without one they are the learner's.
+        With a `sieve`, `rows` are what it takes; without one they are the learner's.
 
         Raises:
             OSError: later, in `run`, when a checkpoint cannot be written.
@@ -140,7 +141,7 @@ class Training(Generic[Row]):
         self.batches = _batches(list(rows), train.epochs, train.batch_rows, train.seed)
         self.parameters = learner.parameters
         self.rate: float = train.learning_rate
-        groups = [{"params": [p], "share": r} for p, r in zip(self.parameters, rates or repeat(1.0), strict=False)]
+        groups = [{"params": [p], "share": r} for p, r in zip(self.parameters, learner.rates, strict=True)]
         self.optimizer = torch.optim.AdamW(groups, lr=self.rate, weight_decay=0.0, fused=True)
 
     def run(self, progress: Progress = lambda done, total: None) -> Loop:

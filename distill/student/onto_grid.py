@@ -197,7 +197,7 @@ def _learn(
     """Train what is not rounded, in place, and keep the nearer of before and after; the facts about it."""
     before = {name: value.detach().clone() for name, value in rounding.plain.items()}
     learner = GridLearner(rounding.student, rounding.plain.values())
-    loop = Training[GridRow](learner, rows, _settings(rounding.student.train), checkpoint, learner.rates)
+    loop = Training[GridRow](learner, rows, _settings(rounding.student.train), checkpoint)
     state = loop.run(progress)
     trained = gap(rounding.student, held_out)
     return loop, state, {"trained": trained, "shipped": keep_nearer(rounding, before, compensated, trained)}

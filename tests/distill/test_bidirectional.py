@@ -11,6 +11,7 @@ from edgestill.distill.plan import make_plan
 from edgestill.distill.student.attention import BLOCK_TOKENS
 from edgestill.distill.student.bidirectional import EncoderLearner, TextRow
 from edgestill.distill.student.encoder import Encoder, HeadShape
+from edgestill.distill.student.loop import Training
 
 LABELS = 3
 WORDS = "embeddings.word_embeddings.weight"
@@ -55,6 +56,24 @@ def test_full_tuning_leaves_the_word_vectors_and_nothing_else(tiny_recipes: dict
     still = {name for name, p in learner.model.trunk.named_parameters() if not p.requires_grad}
     assert still == {WORDS}
     assert len(learner.parameters) == len(list(learner.model.parameters())) - 1
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_fresh_head_learns_ten_times_as_fast_as_the_trunk(tiny_recipes: dict[str, Path], tuning: Any) -> None:
+    plan = make_plan(tiny_recipes["encoder"]).students[0]
+    recipe = plan.recipe.alone(plan.recipe.the_student.model_copy(update={"tuning": tuning}))
+    train = recipe.train.model_copy(update={"epochs": 1.0, "batch_rows": 1, "learning_rate": 1e-4})
+    learner = EncoderLearner(recipe, plan.base, plan.task, plan.tokenizer)
+    head = {id(p) for p in learner.model.head.parameters()}
+    before = [p.detach().clone() for p in learner.parameters]
+    Training[TextRow](learner, [TextRow((101, 7, 8, 102), (0.0, 1.0))], train).run()
+    # AdamW's first step moves every weight that has a gradient by its rate
+    steps: dict[bool, float] = {}
+    for parameter, old in zip(learner.parameters, before, strict=True):
+        moved = float((parameter.detach() - old).abs().max())
+        steps[id(parameter) in head] = max(moved, steps.get(id(parameter) in head, 0.0))
+    assert steps[False] > 0
+    assert steps[True] == pytest.approx(10 * steps[False], rel=1e-3)
 
 
 def test_lora_trains_the_head_and_slivers(tiny_recipes: dict[str, Path], tmp_path: Path) -> None:

@@ -45,6 +45,10 @@ class Plain:
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.map.parameters())
 
+    @property
+    def rates(self) -> list[float]:
+        return [1.0, 1.0]
+
     def question(self, text: str) -> Point:
         return Point(int(text))
 

@@ -41,6 +41,10 @@ class Plain:
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.map.parameters())
 
+    @property
+    def rates(self) -> list[float]:
+        return [1.0, 1.0]
+
     def tokens(self, row: int) -> int:
         return row % 5 + 1
 
