@@ -101,7 +101,14 @@ def _coverage_risk(report: Report) -> Iterator[tuple[str, str]]:
         x = Axis("share of the rows answered, %", 0.0, 1.0, False, percent_tick, LEFT, RIGHT)
         top = max(0.05, highest * 1.05)
         y = Axis("of these wrong, %", 0.0, top, False, percent_tick, HEIGHT - FOOT, TOP)
-        series = [Series(name, styles[name], _from_some_rows(c)) for name, c in told]
+        same: dict[tuple[tuple[float, float], ...], list[str]] = {}  # one bundle answers alike on several devices
+        for name, c in told:
+            same.setdefault(_from_some_rows(c), []).append(name)
+        series = [
+            Series(name if name == names[0] else f"{name}, the same line", styles[names[0]], points)
+            for points, names in same.items()
+            for name in names
+        ]
         caption = f"what is wrong when only the surest rows are answered, from {FEWEST_ROWS} rows on. Lower is better."
         yield f"Coverage and risk: {caption}", curves.curves(series, x, y)
 

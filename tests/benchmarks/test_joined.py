@@ -86,6 +86,23 @@ def test_the_joint_page_is_whole_and_names_both_machines(devices, tmp_path):
         assert wanted in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_a_bundle_that_answers_alike_on_two_machines_has_one_line_and_both_names(handmade, written, tmp_path):
+    made = handmade(torch=GOLD, artifact=wrong_on(0), base=wrong_on(*range(30)))
+    folders = [written(made, "here"), written(made, "there", ARM, machine=PI)]
+    join_reports(folders, tmp_path / "out")
+    tree = ElementTree.parse(tmp_path / "out" / "report.html")
+    (svg,) = (e for e in tree.iter("svg") if "answered" in e.get("aria-label"))
+    first, second = (e for e in svg if e.tag == "polyline")
+    assert [e.get(key) for e in (first, second) for key in ("points", "class")] == [
+        first.get("points"),
+        first.get("class"),
+    ] * 2
+    assert [e.text for e in svg if "name" in e.get("class", "")] == [
+        "student ONNX q4_0 @ local",
+        "student ONNX q4_0 @ pi5, the same line",
+    ]
+
+
 def test_a_joint_report_can_be_joined_again(devices, handmade, written, tmp_path):
     join_reports(devices, tmp_path / "both")
     third = dict(ARM, cpu_model="Cortex-A72")
