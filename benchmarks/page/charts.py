@@ -104,12 +104,9 @@ def _coverage_risk(report: Report) -> Iterator[tuple[str, str]]:
         same: dict[tuple[tuple[float, float], ...], list[str]] = {}  # one bundle answers alike on several devices
         for name, c in told:
             same.setdefault(_from_some_rows(c), []).append(name)
-        series = [
-            Series(name if name == names[0] else f"{name}, the same line", styles[names[0]], points)
-            for points, names in same.items()
-            for name in names
-        ]
+        series = [Series(name, styles[names[0]], points) for points, names in same.items() for name in names]
         caption = f"what is wrong when only the surest rows are answered, from {FEWEST_ROWS} rows on. Lower is better."
+        caption += " Names of one colour share a line." if len(same) < len(told) else ""
         yield f"Coverage and risk: {caption}", curves.curves(series, x, y)
 
 

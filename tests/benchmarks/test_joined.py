@@ -91,6 +91,7 @@ def test_a_bundle_that_answers_alike_on_two_machines_has_one_line_and_both_names
     folders = [written(made, "here"), written(made, "there", ARM, machine=PI)]
     join_reports(folders, tmp_path / "out")
     tree = ElementTree.parse(tmp_path / "out" / "report.html")
+    assert "Names of one colour share a line" in (tmp_path / "out" / "report.html").read_text()
     (svg,) = (e for e in tree.iter("svg") if "answered" in e.get("aria-label"))
     first, second = (e for e in svg if e.tag == "polyline")
     assert [e.get(key) for e in (first, second) for key in ("points", "class")] == [
@@ -99,7 +100,7 @@ def test_a_bundle_that_answers_alike_on_two_machines_has_one_line_and_both_names
     ] * 2
     assert [e.text for e in svg if "name" in e.get("class", "")] == [
         "student ONNX q4_0 @ local",
-        "student ONNX q4_0 @ pi5, the same line",
+        "student ONNX q4_0 @ pi5",
     ]
 
 
