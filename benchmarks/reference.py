@@ -8,7 +8,7 @@ from typing import Any
 
 from edgestill.benchmarks.entrants import Entrant, shared_task
 from edgestill.benchmarks.measurement import Measurement
-from edgestill.runtime import manifest
+from edgestill.runtime import label_sets, manifest
 from edgestill.runtime.errors import EdgestillError
 
 KINDS = ("base", "floor", "student")
@@ -129,7 +129,7 @@ def read_reference(entrants: Sequence[Entrant]) -> Reference:
         row_ids=row_ids,
         gold=gold if known else None,
         labels=tuple(task.label_names),
-        none=task.none,
+        none=label_sets.EMPTY if task.is_multilabel else task.none,
         teacher=_teacher(place / "teacher.jsonl", row_ids, first.bundle.teacher),
         systems=tuple(one_floor(systems)),
         dataset_sha256=manifest.sha256_file(place / "test.jsonl"),

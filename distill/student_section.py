@@ -14,6 +14,7 @@ Kind = Literal["causal", "encoder"]
 TRAINING_VERSIONS: dict[Kind, int] = {"causal": 1, "encoder": 2}
 # The same for the weights on the grid: raise it when the same trained weights would be rounded otherwise.
 GRID_VERSION = 3
+ABOUT_REASONS = {"rationale_weight", "rationale_coverage", "missing_rationales"}
 # What a recipe that says nothing means, by the kind of the student.
 BY_KIND: dict[Kind, dict[str, Any]] = {
     "causal": {"learning_rate": 1e-3, "batch_rows": 8},
@@ -96,9 +97,17 @@ class StudentSection(Section):
         return train
 
     @model_validator(mode="after")
-    def _lora_for_decoders(self) -> "StudentSection":
+    def _nothing_in_vain(self) -> "StudentSection":
+        """Keys that this student would not look at are refused."""
         if self.kind == "causal" and self.tuning == "full":
             raise ValueError("tuning: full is for kind: encoder; a decoder is trained with lora")
+        if self.full_tuning and self.lora != LoraSection():
+            raise ValueError("lora is given, but all weights of an encoder are trained; write tuning: lora")
+        if self.keep != "even" and self.layers is None:
+            raise ValueError(f"keep: {self.keep} is for a cut student; write layers, or remove keep")
+        unread = ABOUT_REASONS & self.train.keys()
+        if self.kind == "encoder" and unread:
+            raise ValueError(f"train.{min(unread)} is about reasons, and an encoder learns none; remove it")
         return self
 
     @property

@@ -1,4 +1,7 @@
-"""The lines of bench_students.py as a Markdown table and a plot for docs/students.md. Measures nothing."""
+"""What was measured of students as tables and pictures for docs/students.md. Measures nothing.
+
+The lines of bench_students.py, and the report of the example's students.yaml.
+"""
 
 import json
 import sys
@@ -8,32 +11,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_students import version
 
 from edgestill.benchmarks import plot
+from edgestill.benchmarks.experiments import pictures
+from edgestill.benchmarks.page import charts
+from edgestill.benchmarks.report import Report
 from edgestill.runtime import manifest, metrics
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN, END = "<!-- measured: {} -->", "<!-- end of measured -->"
-STYLE = """<style>svg{background:#fff}text{font:11px sans-serif;fill:#333;stroke:none!important}
-.axis,.grid{stroke:#ccc}line,path{fill:none;stroke:#888}
-.floor{fill:#888;stroke:#888}.minilm{fill:#1b6ca8;stroke:#1b6ca8}.smollm2{fill:#c0392b;stroke:#c0392b}
-.cut{fill:#d68910;stroke:#d68910}</style>"""
 SHAPES = {
-    "floor": ("floor", "square"),
-    "minilm": ("minilm", "circle"),
-    "smollm2": ("smollm2", "diamond"),
-    "smollm2-12-layers": ("cut", "triangle"),
+    "floor": ("", "triangle"),
+    "minilm": ("hue0", "circle"),
+    "smollm2": ("hue1", "diamond"),
+    "smollm2-12-layers": ("hue2", "square"),
 }
 DRAWS = 2000
+APART = plot.WIDTH + 20  # from one panel of a picture to the next
 Lines = Sequence[dict[str, Any]]
 
 
 def write_tables(results: Path) -> None:
     """Put each set's table between its marks in docs/students.md, and its plot beside it."""
     for path in sorted(results.glob("*.jsonl")):
-        lines = list(manifest.read_jsonl(path))
+        lines = [line for line in manifest.read_jsonl(path) if line.get("training_version") == version(line["student"])]
         put_measured("students.md", path.stem, table(path.stem, lines))
         manifest.write_text_atomic(DOCS / f"students-{path.stem}.svg", picture(lines))
+    report = manifest.load(Report, results / "example" / "report.json")
+    manifest.write_text_atomic(DOCS / "students-example.svg", panels(report))
 
 
 def put_measured(page_name: str, name: str, text: str) -> None:
@@ -94,7 +100,21 @@ def rights(line: dict[str, Any]) -> list[bool]:
 def picture(lines: Lines) -> str:
     """Accuracy against rows, one mark a student and number of rows; bars span the seeds."""
     svg = plot.scatter(list(_points(lines)), None, "labelled rows (log)", "accuracy %", lambda rows: f"{rows:,.0f}")
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1)
+    return pictures.standalone(svg)
+
+
+def panels(report: Report) -> str:
+    """A report's plots against size and against latency, side by side as one picture."""
+    plots = [svg for _, svg in charts.charts(report)[:2]]
+    height = max(int(svg.split('"')[1].split()[3]) for svg in plots)  # viewBox="0 0 WIDTH HEIGHT"
+    inner = [
+        svg.replace("<svg ", f'<svg x="{number * APART}" width="{plot.WIDTH}" height="{height}" ', 1)
+        for number, svg in enumerate(plots)
+    ]
+    width = APART + plot.WIDTH
+    label = "accuracy against size and against latency"
+    svg = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">\n{"".join(inner)}\n</svg>'
+    return pictures.standalone(svg)
 
 
 def _points(lines: Lines) -> Iterator[plot.Point]:

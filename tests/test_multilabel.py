@@ -84,6 +84,9 @@ def test_the_student_learnt_sets_and_the_report_says_exact_match(run: Path) -> N
     systems = {system["name"]: system for system in report["systems"]}
     student = systems["student ONNX q8_0"]
     assert report["task_kind"] == "multilabel"
+    assert report["none"]["label"] == "(none)"
+    assert report["none"]["n"] > 0
+    assert report["none"]["recall"]["student ONNX q8_0"]["value"] > 0.5
     assert student["accuracy"]["value"] > 0.8
     assert student["micro_f1"]["value"] >= student["accuracy"]["value"]
     assert systems["floor"]["micro_f1"] is not None

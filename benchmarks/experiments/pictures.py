@@ -18,10 +18,12 @@ STYLE = """svg { --page: #fdfdfc; --ink: #1b1f24; --soft: #59626d; --rule: #d9dd
   svg { --page: #14171a; --ink: #e6e8ea; --soft: #a3abb5; --rule: #343a41; %s }
 }
 text { font: 12.5px system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; fill: var(--ink); }
-.tick, .title { fill: var(--soft); } .grid { stroke: var(--rule); } .axis { stroke: var(--soft); }
-.leader { stroke: var(--soft); stroke-width: .8; }
+.tick, .title, .teacher { fill: var(--soft); } .grid { stroke: var(--rule); } .axis { stroke: var(--soft); }
+.leader { stroke: var(--soft); stroke-width: .8; } .band { fill: var(--soft); opacity: .12; }
+.level { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 5 4; }
 %s
 .mark { stroke: var(--hue, var(--soft)); fill: var(--page); stroke-width: 1.8; }
+.mark.full { fill: var(--hue, var(--soft)); }
 .name { font-weight: 600; fill: var(--hue, var(--soft)); }"""
 
 

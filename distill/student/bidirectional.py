@@ -24,7 +24,7 @@ from edgestill.runtime.decode import task_probabilities
 from edgestill.runtime.task import Task
 
 EVALUATION_ROWS = 64
-# A fresh head has everything to learn, the trunk little (discriminative rates: arXiv 1801.06146, section 3.2).
+# The fresh layer has everything to learn, the trunk little (discriminative rates: arXiv 1801.06146, section 3.2).
 HEAD_RATE = 10.0
 
 
@@ -132,9 +132,9 @@ class EncoderLearner(EncoderRows):
 
     @property
     def rates(self) -> list[float]:
-        """`HEAD_RATE` for the head, 1 for the trunk."""
-        of_head = {id(parameter) for parameter in self.model.head.parameters()}
-        return [HEAD_RATE if id(parameter) in of_head else 1.0 for parameter in self.parameters]
+        """`HEAD_RATE` for the layer that gives the labels, 1 for the trunk and the dense layer of `cls`."""
+        fresh = {id(parameter) for parameter in self.model.head["out"].parameters()}
+        return [HEAD_RATE if id(parameter) in fresh else 1.0 for parameter in self.parameters]
 
     def loss(self, rows: Sequence[TextRow], mass: Mass) -> tuple[torch.Tensor, torch.Tensor]:
         """Weighted cross-entropy with the wanted shares, in nats; of a set of labels that of each, see `set_losses`."""

@@ -4,6 +4,7 @@ Tensors are moved as bytes and not computed with; torch runs only where layers a
 """
 
 import dataclasses
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -65,9 +66,23 @@ def cut_base(base: Base, layers: int, keep: str, texts: Sequence[str]) -> Base:
     spec = f"{base.spec} cut to {layers} of {total} layers ({', '.join(map(str, kept))})"
     student = dataclasses.replace(base, spec=spec, folder=str(folder))
     if not (folder / "base.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        manifest.save(folder / "base.json", dataclasses.replace(student, weights_sha256=_build(base, kept, folder)))
+        own = folder.with_name(f"{folder.name}.{os.getpid()}")  # others may cut the same at the same time
+        shutil.rmtree(own, ignore_errors=True)
+        manifest.save(own / "base.json", dataclasses.replace(student, weights_sha256=_build(base, kept, own)))
+        _settle(own, folder)
     return dataclasses.replace(student, weights_sha256=manifest.load(Base, folder / "base.json").weights_sha256)
+
+
+def _settle(own: Path, folder: Path) -> None:
+    """Give a finished folder its name, unless another process was faster; what a stopped one left gives way."""
+    if not (folder / "base.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        own.rename(folder)
+    except OSError as error:
+        shutil.rmtree(own, ignore_errors=True)
+        if not (folder / "base.json").exists():
+            raise manifest.disk_error(folder, error) from error
 
 
 def even_layers(total: int, layers: int) -> tuple[int, ...]:

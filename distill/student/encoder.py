@@ -14,11 +14,15 @@ from safetensors.torch import load_file, save_file
 
 from edgestill.distill.student.attention import blocks_of, use_packed_attention
 from edgestill.runtime import manifest
-from edgestill.runtime.errors import EdgestillError
+from edgestill.runtime.errors import EdgestillError, UsageError
 
 WEIGHTS_NAME, HEAD_NAME = "model.safetensors", "head.json"
-FAMILIES = ("bert", "roberta", "xlm-roberta")
 HEAD_INIT_STD = 0.02
+SPELLINGS = {"mean_tokens": "mean", "cls_token": "cls"}
+POOLING_FLAGS = [
+    f"pooling_mode_{mode}"
+    for mode in ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+]
 
 Pooling = Literal["mean", "cls"]
 
@@ -98,11 +102,6 @@ class Encoder(torch.nn.Module):
         return self([ids])[0]
 
 
-def is_encoder(config: dict[str, Any]) -> bool:
-    """Whether a config.json is of a family that `new_encoder` takes."""
-    return config.get("model_type") in FAMILIES
-
-
 def new_encoder(folder: Path, labels: int) -> Encoder:
     """An encoder student to be trained: the trunk of a base's folder, a fresh head for L labels.
 
@@ -160,10 +159,19 @@ def _named(encoder: Encoder) -> dict[str, torch.Tensor]:
 
 
 def _pooling_of(folder: Path) -> Pooling:
-    """What sentence-transformers says of the base; cls where it says nothing."""
+    """What sentence-transformers says of the base, in its older or its newer words; cls where it says nothing.
+
+    Raises:
+        UsageError: another pooling, or several at once.
+    """
     path = folder / "1_Pooling" / "config.json"
     said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return "mean" if said.get("pooling_mode_mean_tokens") else "cls"
+    named = [said["pooling_mode"]] if "pooling_mode" in said else []
+    flags = [key.removeprefix("pooling_mode_") for key, on in said.items() if key in POOLING_FLAGS and on]
+    modes = [SPELLINGS.get(mode, mode) for mode in (*named, *flags)]
+    if modes not in ([], ["mean"], ["cls"]):
+        raise UsageError(f"{path} pools by {' and '.join(modes)}, supported: mean, cls", "choose another base")
+    return "mean" if modes == ["mean"] else "cls"
 
 
 def _take_pooler(encoder: Encoder, folder: Path) -> None:

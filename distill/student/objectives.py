@@ -1,6 +1,6 @@
 """Losses and the targets that they want: pure functions. No model, no loop."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -148,14 +148,21 @@ def set_target(held: Collection[str], labels: Sequence[str], smoothing: float) -
     return tuple((1 - smoothing) * (label in held) + smoothing / 2 for label in labels)
 
 
-def class_weights(labels: Sequence[str], how: str) -> dict[str, float]:
-    """Weight of each label that occurs, mean 1 over the rows.
+def class_weights(labels: Sequence[str], how: str, masses: Sequence[float]) -> dict[str, float]:
+    """Weight of each label that occurs, mean 1 over the mass of the rows.
 
-    "equal": 1. "balanced": N / (C * n_c), so that every class weighs the same. "sqrt": proportional to the square root
-    of that, a half-way that does not blow up rare classes.
+    "equal": 1. "balanced": M / (C * m_c), so that every one of C classes weighs the same. "sqrt": proportional to the
+    square root of that, a half-way that does not blow up rare classes.
+
+    Args:
+        labels: of the N rows.
+        how: see above.
+        masses: (N,) what each row weighs in the loss by itself: 1, or the number of its label's tokens.
     """
-    counts = Counter(labels)
+    held: dict[str, float] = defaultdict(float)
+    for label, mass in zip(labels, masses, strict=True):
+        held[label] += mass
     power = {"equal": 0.0, "sqrt": 0.5, "balanced": 1.0}[how]
-    raw = {label: count**-power for label, count in counts.items()}
-    mean = sum(raw[label] for label in labels) / len(labels)
+    raw = {label: mass**-power for label, mass in held.items()}
+    mean = sum(raw[label] * mass for label, mass in held.items()) / sum(masses)
     return {label: weight / mean for label, weight in raw.items()}

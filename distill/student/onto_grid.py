@@ -23,8 +23,8 @@ from edgestill.distill.plan import StudentPlan
 from edgestill.distill.run import GRID_NAME
 from edgestill.distill.student.grid_students import GRID_STUDENTS, GridStudent
 from edgestill.distill.student.loop import Checkpoint, Loop, Mass, Progress, Training
-from edgestill.distill.student.objectives import class_weights
 from edgestill.distill.student.rounding import Gap, GridRow, Rounding, gap, with_answers
+from edgestill.distill.student.train import weight_of_labels
 from edgestill.distill.student_section import TrainSection
 from edgestill.distill.teacher.protocol import Annotation
 from edgestill.runtime import manifest
@@ -151,7 +151,7 @@ def _prepare(
     torch.set_num_threads(usable_cores())
     parts = (recipe, plan.base, plan.task, plan.tokenizer)
     student = GRID_STUDENTS[plan.kind](*parts, weights, [row.text for row, _ in pairs])
-    weight_of = class_weights([answer.label for _, answer in pairs], recipe.train.class_weights)
+    weight_of = weight_of_labels(student, pairs)
     some = random.Random(recipe.train.seed).sample(pairs, min(len(pairs), MOST_ROWS))
     return student, [student.prepare(row.text, answer, weight_of[answer.label]) for row, answer in some]
 

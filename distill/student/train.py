@@ -27,6 +27,7 @@ from edgestill.distill.white_box.learner import WhiteBoxLearner
 from edgestill.distill.white_box.teacher_logits import FOLDER_NAME as LOGITS_FOLDER
 from edgestill.runtime import manifest
 from edgestill.runtime.device import peak_rss_bytes, usable_cores
+from edgestill.runtime.errors import EdgestillError
 from edgestill.runtime.manifest import LATER
 from edgestill.runtime.task import Task
 
@@ -122,7 +123,8 @@ def train_learner(
     Without any pairs the student is as it starts out. Where the recipe's strategy has a gate, it decides at every step.
 
     Raises:
-        EdgestillError: the gate cannot decide by these answers; told before anything is loaded.
+        EdgestillError: the gate cannot decide by these answers, or none has the probabilities that are to be learnt;
+            told before anything is loaded.
     """
     recipe = recipe.alone(recipe.the_student)
     epochs = recipe.train.epochs or recipe.the_student.epochs(max(1, len(pairs)))
@@ -130,12 +132,12 @@ def train_learner(
     gate = recipe.select.gate(task.label_names)
     if gate is not None:
         gate.check([answer for _, answer in pairs])
+    _check_soft(recipe, pairs)
     torch.manual_seed(recipe.train.seed)
     torch.set_num_threads(usable_cores())
     learner_type = WhiteBoxLearner if recipe.train.white_box else LEARNERS[recipe.the_student.kind]
     learner = learner_type(recipe, base, task, tokenizer)
-    labels = [annotation.label for _, annotation in pairs]
-    weights = class_weights(labels, recipe.train.class_weights) if pairs else {}
+    weights = weight_of_labels(learner, pairs)
     rows: list[Any] = [learner.prepare(row.text, a, weights[a.label]) for row, a in pairs]
     if isinstance(learner, WhiteBoxLearner) and checkpoint is not None:
         rows = learner.ask_teacher(rows, checkpoint.path.parents[1] / LOGITS_FOLDER)
@@ -143,6 +145,26 @@ def train_learner(
     drawn = rows if sieve is None else range(len(rows))
     loop = TrainingLoop[Any](learner, drawn, train, checkpoint, sieve=sieve)
     return learner, loop, loop.run(progress)
+
+
+def _check_soft(recipe: Recipe, pairs: Sequence[Pair]) -> None:
+    if recipe.train.soft_labels and pairs and all(answer.probabilities is None for _, answer in pairs):
+        raise EdgestillError(
+            f"train.soft_labels wants the teacher's probabilities, and none of {len(pairs)} answers has any",
+            "let teacher.probabilities bring them, or write soft_labels: false",
+        )
+
+
+def weight_of_labels(learner: Any, pairs: Sequence[Pair]) -> dict[str, float]:
+    """What each label's rows count by `train.class_weights`; see `objectives.class_weights`.
+
+    `learner` prepares the rows: of a decoder a label of many tokens weighs more by itself, and less by its class.
+    """
+    labels, how = [answer.label for _, answer in pairs], learner.train.class_weights
+    if how == "equal":
+        return dict.fromkeys(labels, 1.0)
+    masses = [learner.mass([learner.prepare(row.text, answer, 1.0)])[0] for row, answer in pairs]
+    return class_weights(labels, how, masses) if pairs else {}
 
 
 def _save(learner: AnyLearner, folder: Path, facts: Training, loop: TrainingLoop[Any], state: Loop) -> None:

@@ -1,17 +1,20 @@
 """An encoder in training: packed rows are padded rows, and everything but the word vectors learns."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from edgestill.distill.plan import make_plan
 from edgestill.distill.student.attention import BLOCK_TOKENS
 from edgestill.distill.student.bidirectional import EncoderLearner, TextRow
-from edgestill.distill.student.encoder import Encoder, HeadShape
+from edgestill.distill.student.encoder import Encoder, HeadShape, _pooling_of
 from edgestill.distill.student.loop import Training
+from edgestill.runtime.errors import UsageError
 
 LABELS = 3
 WORDS = "embeddings.word_embeddings.weight"
@@ -97,3 +100,42 @@ def test_lora_trains_the_head_and_slivers(tiny_recipes: dict[str, Path], tmp_pat
     saved = load_file(tmp_path / "model.safetensors")
     assert not [name for name in saved if "lora" in name]
     torch.testing.assert_close(learner.logits([row.ids]), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("said", "pooling"),
+    [
+        (None, "cls"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "mean"),
+        ({"pooling_mode": "mean", "include_prompt": True}, "mean"),
+        ({"pooling_mode_cls_token": True}, "cls"),
+        ({"pooling_mode_lasttoken": True}, "lasttoken, supported: mean, cls"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "mean and max_tokens"),
+        ({"pooling_mode": "max"}, "max, supported"),
+    ],
+)
+def test_the_pooling_is_what_the_base_was_made_for_or_is_refused(tmp_path: Path, said: Any, pooling: str) -> None:
+    if said is not None:
+        (tmp_path / "1_Pooling").mkdir()
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(said), encoding="utf-8")
+    if pooling in ("mean", "cls"):
+        assert _pooling_of(tmp_path) == pooling
+    else:
+        with pytest.raises(UsageError, match=pooling):
+            _pooling_of(tmp_path)
+
+
+def test_a_base_of_the_other_kind_is_refused_by_its_kind(tiny_recipes: dict[str, Path], tiny_base: Path) -> None:
+    encoder = tiny_recipes["encoder"]
+    sections = yaml.safe_load(encoder.read_text(encoding="utf-8"))
+    as_decoder = encoder.with_name("as-decoder.yaml")
+    as_decoder.write_text(
+        yaml.safe_dump(sections | {"student": {"base": sections["student"]["base"]}}), encoding="utf-8"
+    )
+    with pytest.raises(UsageError, match=r"is an encoder \(bert\), and student\.kind is causal - write kind: encoder"):
+        make_plan(as_decoder)
+    as_encoder = encoder.with_name("as-encoder.yaml")
+    student = {"base": str(tiny_base), "kind": "encoder"}
+    as_encoder.write_text(yaml.safe_dump(sections | {"student": student}), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"is a llama, and student\.kind encoder wants bert, .* - write kind: causal"):
+        make_plan(as_encoder)

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from edgestill.distill.base import Base, prepare_base
+from edgestill.distill.student import cut as cut_module
 from edgestill.distill.student.cut import block_influence, cut_base, even_layers
 from edgestill.runtime import manifest
 from edgestill.runtime.errors import EdgestillError, UsageError
@@ -21,6 +24,7 @@ from edgestill.runtime.errors import EdgestillError, UsageError
 TEXTS = ["turn on the lamp", "open the hall door now", "the hall light off please", "dark", "close a door quickly"]
 WORDS = ["<s>", "</s>", "[UNK]", *sorted({word for text in TEXTS for word in text.split()})]
 LAYERS = 6
+ROOT = Path(__file__).parents[2]
 TINY = {
     "vocab_size": len(WORDS),
     "hidden_size": 32,
@@ -365,6 +369,39 @@ def test_weights_that_hold_too_much_or_too_little_are_refused(llama: Path, cache
     with pytest.raises(EdgestillError, match=r"deep-llama/model\.safetensors cannot be read"):
         cut(llama, 3)
     assert not cache.exists()
+
+
+def test_processes_that_cut_the_same_at_the_same_time_get_the_same_whole_folder(llama: Path, cache: Path) -> None:
+    code = (
+        "import sys; from tests.distill.test_cut import cut; from pathlib import Path; print(cut(Path(sys.argv[1]), 3))"
+    )
+    command = [sys.executable, "-c", code, str(llama)]
+    running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate()[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert len(set(said)) == 1
+    (folder,) = (cache / "bases").iterdir()
+    assert manifest.load(Base, folder / "base.json").weights_sha256 == manifest.sha256_file(
+        folder / "model.safetensors"
+    )
+
+
+def test_who_comes_second_takes_what_is_there_and_leaves_nothing(llama: Path, cache: Path, monkeypatch: Any) -> None:
+    build = cut_module._build
+
+    def slow(base: Base, kept: tuple[int, ...], folder: Path) -> str:
+        monkeypatch.setattr(cut_module, "_build", build)
+        other = folder.with_name(folder.name.rpartition(".")[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(cut_module.os, "getpid", lambda: 1)
+            faster.append(cut(llama, 3))
+        assert other.is_dir()
+        return build(base, kept, folder)
+
+    faster: list[Base] = []
+    monkeypatch.setattr(cut_module, "_build", slow)
+    assert [cut(llama, 3)] == faster
+    assert len(list((cache / "bases").iterdir())) == 1
 
 
 def test_a_disk_that_cannot_be_written_is_an_error_with_its_reason(llama: Path, cache: Path) -> None:

@@ -118,11 +118,12 @@ def test_temperature_and_smoothing_do_what_their_papers_say() -> None:
     assert soft_target("red", chances, NAMES, 1, 0) == pytest.approx({"red": 0.64, "green": 0.36, "blue": 0.0})
 
 
-@given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=40))
-def test_class_weights_have_mean_one_and_balance_the_classes(labels: list[str]) -> None:
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from([1.0, 3.0])), min_size=1, max_size=40))
+def test_class_weights_have_mean_one_and_balance_the_classes(rows: list[tuple[str, float]]) -> None:
+    labels, masses = [label for label, _ in rows], [mass for _, mass in rows]
     for how in ("equal", "sqrt", "balanced"):
-        weights = class_weights(labels, how)
-        assert sum(weights[label] for label in labels) / len(labels) == pytest.approx(1)
-    balanced = class_weights(labels, "balanced")
-    totals = {label: balanced[label] * labels.count(label) for label in set(labels)}
-    assert all(math.isclose(total, len(labels) / len(totals)) for total in totals.values())
+        weights = class_weights(labels, how, masses)
+        assert sum(weights[label] * mass for label, mass in rows) / sum(masses) == pytest.approx(1)
+    balanced = class_weights(labels, "balanced", masses)
+    totals = {name: sum(balanced[label] * mass for label, mass in rows if label == name) for name in set(labels)}
+    assert all(math.isclose(total, sum(masses) / len(totals)) for total in totals.values())

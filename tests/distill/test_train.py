@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from edgestill.distill.base import Base, prepare_base
 from edgestill.distill.dataset import Row, row_id
 from edgestill.distill.labels import build_task
 from edgestill.distill.recipe import Recipe
-from edgestill.distill.student.causal import load_causal, make_example
-from edgestill.distill.student.train import FACTS_NAME, Pair, Training, train_student
+from edgestill.distill.student.causal import CausalLearner, load_causal, make_example
+from edgestill.distill.student.train import FACTS_NAME, Pair, Training, train_learner, train_student, weight_of_labels
 from edgestill.distill.teacher.protocol import Annotation
 from edgestill.distill.torch_session import TorchSession
 from edgestill.runtime import decode, manifest
+from edgestill.runtime.errors import EdgestillError
 from edgestill.runtime.task import Task, load_tokenizer
 
 THINGS = ["tomato", "grass", "frog", "cherry", "lime", "moss", "blood", "ruby", "lamp", "door", "cup", "sea"]
@@ -51,11 +53,11 @@ class Bench:
         }
 
 
-def a_bench(tiny_base: Path, **train: Any) -> Bench:
+def a_bench(tiny_base: Path, labels: Sequence[str] = ("red", "green", "blue"), **train: Any) -> Bench:
     recipe = Recipe.model_validate(
         {
             "name": "tiny",
-            "task": {"instruction": "Which colour?", "labels": ["red", "green", "blue"]},
+            "task": {"instruction": "Which colour?", "labels": list(labels)},
             "data": {"pool": "pool.jsonl"},
             "teacher": {"kind": "replay", "path": "teacher.jsonl"},
             "student": {"base": str(tiny_base), "lora": {"r": 8, "alpha": 32}},
@@ -142,3 +144,23 @@ def test_probabilities_of_the_teacher_become_a_target_over_the_labels_answer_tok
     assert example.weight == 2.0
     plain = make_example(bench.task, bench.tokenizer, "moss", annotation, bench.recipe.train)
     assert dict(plain.soft or ())[tokens["green"]] == pytest.approx(0.9 + rest)
+
+
+def test_balanced_classes_weigh_the_same_though_one_has_a_longer_name(tiny_base: Path) -> None:
+    bench = a_bench(tiny_base, ["red", "green and green"], class_weights="balanced")
+    short, long = bench.pairs(["moss", "lime", "frog"], "red"), bench.pairs(["cherry"], "green and green")
+    learner = CausalLearner(bench.recipe, bench.base, bench.task, bench.tokenizer)
+    weights = weight_of_labels(learner, [*short, *long])
+    masses = [
+        sum(learner.mass([learner.prepare(row.text, answer, weights[answer.label])])[0] for row, answer in pairs)
+        for pairs in (short, long)
+    ]
+    assert masses[0] == pytest.approx(masses[1])
+    trained = train_learner(bench.recipe, bench.base, bench.task, bench.tokenizer, [*short, *long])[1]
+    assert {row.weight for batch in trained.batches for row in batch} == set(weights.values())
+
+
+def test_probabilities_that_no_answer_has_are_missed_before_anything_is_loaded(tiny_base: Path) -> None:
+    bench = a_bench(tiny_base, soft_labels=True)
+    with pytest.raises(EdgestillError, match=r"soft_labels wants the teacher's probabilities, and none of 1 answers"):
+        train_learner(bench.recipe, bench.base, bench.task, bench.tokenizer, bench.pairs(["moss"], "green"))

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from edgestill.distill.student import encoder
+from edgestill.distill.base import ENCODER_TYPES
 from edgestill.export import bert
 from edgestill.export.plan import check_base
 from edgestill.runtime.errors import UsageError
@@ -52,4 +52,4 @@ def test_what_no_back_end_can_write_is_refused(config: dict[str, Any], kind: str
 
 
 def test_export_writes_the_families_that_are_trained() -> None:
-    assert bert.FAMILIES == encoder.FAMILIES
+    assert bert.FAMILIES == ENCODER_TYPES
