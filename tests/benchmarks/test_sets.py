@@ -41,7 +41,18 @@ def test_f1_is_over_the_labels_by_hand(handmade):
     assert no.scores["floor"].precision == no.scores["floor"].recall == no.scores["floor"].f1 == 0.5
     assert never.scores["floor"].f1 is None
     assert report.sets.left_out == {"teacher": 1, "floor": 1, "student ONNX q4_0": 1}
-    assert (report.labels, report.none) == ((), None)
+    assert report.labels == ()
+
+
+def test_the_empty_set_is_none_of_these_with_a_recall_of_its_own(handmade):
+    none = report_on(handmade).none
+    assert (none.label, none.n, none.n_other) == ("(none)", 10, 30)
+    assert {name: found.value for name, found in none.recall.items()} == {
+        "teacher": 0.0,
+        "floor": 0.0,
+        "student ONNX q4_0": 1.0,
+    }
+    assert none.false_alarms["student ONNX q4_0"].value == 0.0
 
 
 def test_every_form_says_exact_match_and_micro_f1_and_never_accuracy(handmade):
@@ -52,7 +63,7 @@ def test_every_form_says_exact_match_and_micro_f1_and_never_accuracy(handmade):
         assert "accuracy" not in text.lower()
     for text in (markdown(report), html(report)):
         assert "Precision, recall and F1 by label" in text
-        assert "None of these" not in text
+        assert "None of these: (none)" in text
         assert "50.0, 50.0, 50.0" in text
         assert "-, -, -" in text
         assert "1 of 3 for teacher, floor and student ONNX q4_0." in text
