@@ -101,8 +101,6 @@ class StudentSection(Section):
         """Keys that this student would not look at are refused."""
         if self.kind == "causal" and self.tuning == "full":
             raise ValueError("tuning: full is for kind: encoder; a decoder is trained with lora")
-        if self.full_tuning and self.lora != LoraSection():
-            raise ValueError("lora is given, but all weights of an encoder are trained; write tuning: lora")
         if self.keep != "even" and self.layers is None:
             raise ValueError(f"keep: {self.keep} is for a cut student; write layers, or remove keep")
         unread = ABOUT_REASONS & self.train.keys()

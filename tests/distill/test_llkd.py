@@ -279,7 +279,7 @@ class Desk:
 
     def __init__(self, recipe_path: Path, kind: str, base: Path, cap: int | None = None) -> None:
         text = recipe_path.read_text(encoding="utf-8").replace("student:", f"student: {{base: {base}, kind: {kind}}} #")
-        text = text.replace("learning_rate: 0.01", f"learning_rate: {0.01 if kind == 'causal' else 0.003}")
+        text = text.replace("learning_rate: 0.01", f"learning_rate: {0.01 if kind == 'causal' else 0.0003}")
         recipe_path.with_name(f"{kind}.yaml").write_text(text, encoding="utf-8")
         with_odds(recipe_path.with_name("teacher.jsonl"))
         self.plan = make_plan(recipe_path.with_name(f"{kind}.yaml")).students[0]

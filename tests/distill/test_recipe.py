@@ -261,7 +261,6 @@ def test_epochs_by_kind_and_rows_where_the_recipe_says_nothing() -> None:
         ({"train": {"epoch": 2}}, "epoch: .*known: objective"),
         ({"train": {"epochs": 0}}, "epochs"),
         ({"tuning": "full"}, "tuning: full is for kind: encoder"),
-        ({"kind": "encoder", "lora": {"r": 8}}, "lora is given, but all weights .* write tuning: lora"),
         ({"keep": "importance"}, "keep: importance is for a cut student; write layers"),
         ({"kind": "encoder", "train": {"rationale_weight": 0.3}}, "train.rationale_weight is about reasons"),
         ({"train": {"label_temperature": 2}}, "label_temperature is 2, but only train.soft_labels"),
