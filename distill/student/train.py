@@ -151,7 +151,7 @@ def _check_soft(recipe: Recipe, pairs: Sequence[Pair]) -> None:
     if recipe.train.soft_labels and pairs and all(answer.probabilities is None for _, answer in pairs):
         raise EdgestillError(
             f"train.soft_labels wants the teacher's probabilities, and none of {len(pairs)} answers has any",
-            "let teacher.probabilities bring them, or write soft_labels: false",
+            "set teacher.logprobs or teacher.votes, record answers with probabilities, or write soft_labels: false",
         )
 
 
